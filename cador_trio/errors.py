@@ -1,0 +1,194 @@
+"""The error tree: who must act, which HTTP status says so, and whether trying again can help.
+
+Only errors live here, and nothing that raises them. Every exception of an edge library (httpx, libcloud, quart …) is
+mapped to one of these in the one module that imports that library; above it, nobody sees a foreign exception.
+
+Messages are plain text in the terms of the field. They travel to callers, status messages and logs, so they never hold
+a secret, and `public_text` cuts and redacts what neighbours said before it gets in here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import ClassVar
+
+MAX_ERROR_TEXT = 2_000  # characters of an error text that leave the process (wire contract, 3.3)
+
+_URL_USER_INFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@\"'<>]*@")
+_SECRET_PAIR = re.compile(
+    r"(?i)(?P<name>(?:[\w-]*(?:secret|password|passwd|token|signature|credential|api[_-]?key|access[_-]?key)[\w-]*|sig|key))"
+    r"(?P<sep>\"?'?\s*[=:]\s*)(?P<quote>[\"']?)(?P<value>[^\s\"'&,;}\]]+)(?P=quote)"
+)
+_BEARER = re.compile(r"(?i)\b(?P<scheme>bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")
+
+
+def public_text(text: str) -> str:
+    """The text as it may leave the process: one line, credentials cut out, at most `MAX_ERROR_TEXT` characters."""
+    text = text[: 4 * MAX_ERROR_TEXT]  # a neighbour's megabytes are not worth scanning
+    text = _URL_USER_INFO.sub(r"\g<scheme>***@", text)
+    text = _BEARER.sub(r"\g<scheme> ***", text)
+    text = _SECRET_PAIR.sub(r"\g<name>\g<sep>\g<quote>***\g<quote>", text)
+    text = " ".join(text.split())
+    return text if len(text) <= MAX_ERROR_TEXT else text[: MAX_ERROR_TEXT - 1] + "…"
+
+
+class CadorError(Exception):
+    """Something went wrong that somebody can act on.
+
+    Attributes:
+        http_status: what a REST caller is answered.
+        spends_attempt: a retry may cure it, and each try counts against `CADOR_MAX_ATTEMPTS`.
+        waits: it is not the job's fault and costs it nothing: wait and ask again.
+        hint: what to change, in one sentence.
+        retry_after: seconds until trying again makes sense, if anyone knows.
+    """
+
+    http_status: ClassVar[int] = 500
+    spends_attempt: ClassVar[bool] = False
+    waits: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
+        self.message = public_text(message)
+        self.hint = public_text(hint)
+        self.retry_after = retry_after
+        super().__init__(self.message)
+
+
+class SettingsError(CadorError):
+    """The operator must act: the daemon can't start with these settings. One text a finding."""
+
+    def __init__(self, findings: list[str]) -> None:
+        self.findings = [public_text(finding) for finding in findings]
+        super().__init__("; ".join(self.findings))
+
+
+# --- The caller must act -----------------------------------------------------------------------------------------
+
+
+class RequestRefused(CadorError):
+    """The request is wrong: not JSON, not the envelope, not what the algorithm takes, not an allowed destination."""
+
+    http_status = 400
+
+
+class NotAuthenticated(CadorError):
+    """The bearer token is missing or wrong."""
+
+    http_status = 401
+
+
+class NotFound(CadorError):
+    """No such path, job or result here (any more)."""
+
+    http_status = 404
+
+
+class MethodNotAllowed(CadorError):
+    """The path exists, the method doesn't."""
+
+    http_status = 405
+
+    def __init__(self, message: str, *, allow: tuple[str, ...], hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.allow = allow
+
+
+class Conflict(CadorError):
+    """The job's state forbids it, such as a cancellation past the point of no return."""
+
+    http_status = 409
+
+
+class BodyTooLarge(CadorError):
+    """The request body is over `CADOR_MAX_BODY_BYTES`."""
+
+    http_status = 413
+
+
+class UnsupportedMediaType(CadorError):
+    """The Content-Type of the request is not JSON."""
+
+    http_status = 415
+
+
+class NotNow(CadorError):
+    """No capacity: all slots and waiting places are taken, the spool is full, or the daemon is draining."""
+
+    http_status = 503
+
+
+# --- The algorithm -----------------------------------------------------------------------------------------------
+
+
+class AlgorithmRefused(CadorError):
+    """The algorithm says that the request is wrong (its own 4xx)."""
+
+    http_status = 400
+
+
+class AlgorithmFailed(CadorError):
+    """The algorithm says that it failed (500, status FAILED or CANCELLED); its message is passed on."""
+
+    http_status = 500
+
+
+class AlgorithmBroken(CadorError):
+    """The algorithm's answer makes no sense: HTML, not decodable, a link outside, the wrong length, too large."""
+
+    http_status = 502
+
+
+class AlgorithmDied(CadorError):
+    """The connection broke, or a gateway said 502/504, after the request was sent: the work may be lost."""
+
+    http_status = 502
+    spends_attempt = True
+
+
+class AlgorithmBusy(CadorError):
+    """429 or 503: the algorithm works on something else."""
+
+    http_status = 503
+    waits = True
+
+
+class AlgorithmUnreachable(CadorError):
+    """Nobody listens at `PROCESSING_SERVER`: starting, restarting, or wrongly addressed."""
+
+    http_status = 503
+    waits = True
+
+
+# --- The job -----------------------------------------------------------------------------------------------------
+
+
+class DeadlinePassed(CadorError):
+    """The algorithm stage took longer than `CADOR_JOB_TIMEOUT_SECONDS`."""
+
+    http_status = 504
+
+
+class ResultTooLarge(CadorError):
+    """An answer, a result or a base64 image is over its limit; the message holds both sizes in bytes."""
+
+    http_status = 502
+
+
+class ResultRefused(CadorError):
+    """The algorithm's result can't be made into products: a position that can't be converted, a reserved name."""
+
+    http_status = 502
+
+
+class SpoolFull(NotNow):
+    """No room left in the spool: its byte budget, or the disk under it."""
+
+
+class StoreFailed(CadorError):
+    """The store is down, refuses us, or is misconfigured."""
+
+    http_status = 502
+
+
+class StoreTimedOut(StoreFailed):
+    """The store step took longer than `CADOR_STORE_TIMEOUT_SECONDS`."""

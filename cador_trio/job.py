@@ -1,0 +1,276 @@
+"""The frozen values that travel between the rooms, and the one table of job states.
+
+Values only: nothing here does I/O, knows a clock or an edge library. What a door decoded is not checked again further
+in. Times are integer epoch milliseconds, sizes are bytes, longitudes and latitudes are degrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Final, Literal, Protocol
+from uuid import UUID
+
+from cador_trio.errors import CadorError
+
+# What json.loads gives. Not a recursive alias: mypy would want a cast at every step into it.
+Json = Any
+JsonObject = dict[str, Any]
+
+Door = Literal["http", "kafka"]
+
+# An answer that is one value without names (a bare image, an array, a text) goes by this name (wire contract, 3.2).
+WHOLE_ANSWER: Final = "output"
+# Keys of the envelope; no output may have these names (wire contract, 3.1).
+RESERVED_NAMES: Final = ("technicalMetadata", "userMetadata")
+
+
+# --- What is asked for -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Referential:
+    """Where pixel (0, 0) lies and how far one pixel goes.
+
+    `lon = upper_left_lon + x * lon_step`, `lat = upper_left_lat + y * lat_step`: degrees, signed steps, finite, steps
+    not zero.
+    """
+
+    upper_left_lon: float
+    upper_left_lat: float
+    lon_step: float
+    lat_step: float
+
+
+@dataclass(frozen=True, slots=True)
+class StorageRequest:
+    """Where the request wants its images: the settings as written, the variant already checked.
+
+    `destinations.py` decides whether and where exactly; `repr` shows no credentials.
+    """
+
+    variant: Literal["S3", "GCS", "POSIX"]
+    settings: Mapping[str, Json] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """A request, decoded and checked, the same from every door.
+
+    Attributes:
+        inputs: the algorithm's payload, reserved keys taken out.
+        technical_metadata: the object as sent (`{}` if absent), for the echo.
+        user_metadata: any JSON as sent (`{}` if absent), for the echo.
+        task_id: `technicalMetadata.taskId` as sent, text or number; None if absent.
+    """
+
+    inputs: JsonObject
+    technical_metadata: JsonObject
+    user_metadata: Json
+    task_id: str | int | float | None
+    input_timestamp: Json
+    storage: StorageRequest | None
+    wants_tags: bool
+    referential: Referential | None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A request that was taken in, with its identity and what its caller wants passed along.
+
+    `job_id` is ours (in URLs); `task_name` is what messages and object names use: the request's task id, else the job
+    id. `received_at` is epoch milliseconds. `forwarded` are headers for every call of this job to the algorithm.
+    """
+
+    job_id: UUID
+    door: Door
+    request: JobRequest
+    correlation_id: str
+    received_at: int
+    forwarded: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def task_id(self) -> str | int | float:
+        """The task id as sent, else the job id as text: what `taskId` in messages holds."""
+        return str(self.job_id) if self.request.task_id is None else self.request.task_id
+
+    @property
+    def task_name(self) -> str:
+        """The task id as text: for object names, keys and logs."""
+        return str(self.task_id)
+
+
+# --- What comes back ---------------------------------------------------------------------------------------------
+
+
+class Body(Protocol):
+    """Bytes of one result, in the spool (memory while small, a file past that).
+
+    Owned by one holder at a time, who must `close` it; closing twice is fine. `open` gives an independent reader that
+    stays good after `close`.
+    """
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of all bytes."""
+
+    def read_all(self) -> bytes:
+        """All bytes; for small or limited bodies only. May block on the disk."""
+
+    def open(self) -> BodyReader:
+        """A reader from the first byte. May block on the disk."""
+
+    def close(self) -> None:
+        """Give the bytes back to the spool. Does not wait."""
+
+
+class BodyReader(Protocol):
+    """A blocking reader over a Body, to be used in a worker thread."""
+
+    def read(self, size: int, /) -> bytes:
+        """Up to `size` bytes, empty at the end."""
+
+    def close(self) -> None:
+        """Release it; closing twice is fine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image (or any other bytes that are no JSON) in the spool. `index` is its place in a list of images."""
+
+    output: str
+    index: int | None
+    media_type: str
+    body: Body
+
+    @property
+    def result_id(self) -> str:
+        """`<output>`, or `<output>_<index>` in a list: the id in our URLs and the end of the object's name."""
+        return self.output if self.index is None else f"{self.output}_{self.index}"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A JSON output, as the algorithm gave it or as we converted it."""
+
+    json: Json
+    media_type: str = "application/json"
+
+
+Output = Value | Image | Sequence[Image]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Everything the algorithm answered, by output name, in the algorithm's order.
+
+    `whole` is set where the answer had no names: one bare image, an array, a text, a GeoJSON object. It then has the
+    single output `WHOLE_ANSWER`.
+    """
+
+    outputs: Mapping[str, Output]
+    whole: bool = False
+
+    def images(self) -> list[Image]:
+        """Every image, lists flattened, in order."""
+        found: list[Image] = []
+        for output in self.outputs.values():
+            if isinstance(output, Image):
+                found.append(output)
+            elif not isinstance(output, Value):
+                found.extend(output)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An image that is safe in a store: `reference` is what messages hold (wire contract, section 4)."""
+
+    image_id: str
+    reference: JsonObject
+
+
+class JobState(StrEnum):
+    """States of a job, by the words of the Geo Process API's Status."""
+
+    ACCEPTED = "ACCEPTED"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+
+    @property
+    def is_terminal(self) -> bool:
+        """No move leads out of it."""
+        return not LEGAL_MOVES[self]
+
+
+# The whole life of a job. A job that is given back (shutdown, revocation) has no move here: it is forgotten, and its
+# next owner starts with ACCEPTED.
+LEGAL_MOVES: Final[Mapping[JobState, frozenset[JobState]]] = {
+    JobState.ACCEPTED: frozenset({JobState.RUNNING, JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.RUNNING: frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED}),
+    JobState.SUCCEEDED: frozenset(),
+    JobState.FAILED: frozenset(),
+    JobState.CANCELLED: frozenset(),
+}
+
+
+class EndReason(StrEnum):
+    """Why a job ended before its end: the five ends (and each one's outcome in `run_job`)."""
+
+    CALLER_CANCELLED = "cancelled by the client"
+    DEADLINE = "deadline passed"
+    CALLER_LEFT = "the caller left"
+    SHUTDOWN = "the daemon is stopping"
+    REVOKED = "the partition was taken away"
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What is handed out for a successful job.
+
+    `answer` is converted, and `stored` holds the references of those images that went to a store, by `result_id`.
+    """
+
+    answer: Answer
+    stored: Mapping[str, StoredObject] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """The job is done; its product is safe."""
+
+    product: Product
+    state: Literal[JobState.SUCCEEDED] = JobState.SUCCEEDED
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The job ended badly; the error says who must act."""
+
+    error: CadorError
+    state: Literal[JobState.FAILED] = JobState.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """Somebody ended the job; that is no failure."""
+
+    reason: EndReason
+    state: Literal[JobState.CANCELLED] = JobState.CANCELLED
+
+
+@dataclass(frozen=True, slots=True)
+class GivenBack:
+    """A Kafka job that stops without a terminal status: its next owner runs it."""
+
+    reason: EndReason
+
+
+Outcome = Succeeded | Failed | Cancelled | GivenBack

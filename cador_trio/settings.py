@@ -1,0 +1,351 @@
+"""Every setting: its variable, type, unit, default and one sentence; checked completely before anything starts.
+
+The one table that the daemon, `cador-trio check` and docs/settings.md share. Nothing here opens a connection. Values
+come from the mapping that `load_settings` is given (the process environment, over an env file), never from anywhere
+else, so that a test or the demo builds the same object with plain arguments: `Settings(port=0)`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
+
+from dotenv import dotenv_values
+from pydantic import BaseModel, BeforeValidator, ByteSize, ConfigDict, Field, SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from cador_trio.errors import SettingsError
+
+MIB = 1024**2
+GIB = 1024**3
+
+# What Kubernetes puts into CADOR_PORT when a Service is called "cador" and service links are on.
+_SERVICE_LINK = re.compile(r"^tcp://[\d.:a-fA-F\[\]]+$")
+_KAFKA_IS_MISSING = "jobs from Kafka are not part of this version; unset it to serve REST alone"
+
+
+def _split(separator: str) -> BeforeValidator:
+    def split(value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(separator) if part.strip())
+        return value
+
+    return BeforeValidator(split)
+
+
+def _http_url(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http:// or https:// URL with a host")
+    if parts.username or parts.password:
+        raise ValueError("must not hold a user name or password")
+    if parts.query or parts.fragment:
+        raise ValueError("must end with its path: no query, no fragment")
+    _ = parts.port  # raises ValueError for a port that is none
+    return value.rstrip("/")
+
+
+def _no_service_link(value: object) -> object:
+    if isinstance(value, str) and _SERVICE_LINK.match(value):
+        raise ValueError(
+            "is a Kubernetes service link, not a port: set enableServiceLinks to false or rename the Service"
+        )
+    return value
+
+
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Bytes = Annotated[ByteSize, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+HttpUrl = Annotated[str, BeforeValidator(_http_url)]
+File = Path
+
+
+def setting(variable: str, default: Any, meaning: str, *, unit: str = "") -> Any:
+    """A row of the table: the variable's name, its default (None: as the meaning says), and its meaning."""
+    return Field(default, alias=variable, description=meaning, json_schema_extra={"unit": unit} if unit else None)
+
+
+class Settings(BaseModel):
+    """What the operator decided, complete and consistent. Immutable; secrets are masked in `repr`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True, validate_by_alias=True)
+
+    # --- the two ends
+    host: str = setting("CADOR_HOST", "0.0.0.0", "address to listen on")  # noqa: S104 - a pod's probes come from outside
+    port: Annotated[int, BeforeValidator(_no_service_link), Field(ge=0, le=65_535)] = setting(
+        "CADOR_PORT", 9090, "port to listen on; 0 takes a free one and logs it"
+    )
+    processing_server: HttpUrl = setting(
+        "PROCESSING_SERVER", "http://127.0.0.1:8080", "the algorithm; `/api/v1` is added when the path is empty"
+    )
+    public_url: HttpUrl | None = setting(
+        "CADOR_PUBLIC_URL", None, "base of the links that we give out; unset: taken from each request"
+    )
+    use_ssl: bool = setting("CADOR_USE_SSL", False, "serve HTTPS with the operator's certificate")
+    ssl_cert: File | None = setting("CADOR_SSL_CERT", None, "certificate chain, PEM; read again when it changes")
+    ssl_key: File | None = setting("CADOR_SSL_KEY", None, "private key of the certificate, PEM")
+    ssl_client_ca: File | None = setting(
+        "CADOR_SSL_CLIENT_CA", None, "CA bundle for client certificates, PEM; turns on mutual TLS"
+    )
+    self_signed: bool = setting(
+        "CADOR_SELF_SIGNED", False, "with CADOR_USE_SSL and no certificate: make one at start, for trials only"
+    )
+    algorithm_ca: File | None = setting(
+        "CADOR_ALGORITHM_CA", None, "CA bundle for PROCESSING_SERVER, PEM; unset: the system's"
+    )
+    api_token: SecretStr | None = setting(
+        "CADOR_API_TOKEN", None, "bearer token that callers of the API must show (probes and metrics excepted)"
+    )
+    # --- capacity and time
+    max_concurrent_jobs: Count = setting(
+        "CADOR_MAX_CONCURRENT_JOBS", 1, "jobs at the algorithm at once, over all doors"
+    )
+    max_unfinished_jobs: Count | None = setting(
+        "CADOR_MAX_UNFINISHED_JOBS",
+        None,
+        "jobs dispatched and not yet settled; unset: 4 x CADOR_MAX_CONCURRENT_JOBS, at least 8",
+    )
+    http_share: Annotated[float, Field(ge=0, le=1)] = setting(
+        "CADOR_HTTP_SHARE", 0.25, "freed slots go to waiting HTTP jobs first, up to this share of all slots"
+    )
+    max_waiting_jobs: Annotated[int, Field(ge=0)] = setting(
+        "CADOR_MAX_WAITING_JOBS", 16, "HTTP jobs waiting for capacity; beyond it 503 with Retry-After"
+    )
+    max_waiting_bytes: Bytes = setting(
+        "CADOR_MAX_WAITING_BYTES", 256 * MIB, "bodies of the waiting HTTP jobs together", unit="bytes"
+    )
+    job_timeout_seconds: Seconds = setting(
+        "CADOR_JOB_TIMEOUT_SECONDS",
+        1000.0,
+        "deadline of the algorithm stage; stands still while the algorithm is unreachable",
+        unit="seconds",
+    )
+    store_timeout_seconds: Seconds = setting(
+        "CADOR_STORE_TIMEOUT_SECONDS", 600.0, "deadline of the store step", unit="seconds"
+    )
+    shutdown_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = setting(
+        "CADOR_SHUTDOWN_GRACE_SECONDS", 20.0, "what running jobs get on SIGTERM", unit="seconds"
+    )
+    max_attempts: Count = setting("CADOR_MAX_ATTEMPTS", 3, "tries at the algorithm for a failure that a retry can cure")
+    # --- sizes
+    max_body_bytes: Bytes = setting("CADOR_MAX_BODY_BYTES", 100 * MIB, "request body limit", unit="bytes")
+    spool_dir: Path | None = setting(
+        "CADOR_SPOOL_DIR", None, "where results are spooled; unset: the system's temporary folder"
+    )
+    spool_bytes: Bytes = setting("CADOR_SPOOL_BYTES", 10 * GIB, "how much is spooled at once", unit="bytes")
+    max_answer_bytes: Bytes = setting(
+        "CADOR_MAX_ANSWER_BYTES", 256 * MIB, "largest JSON answer, base64 images inside it included", unit="bytes"
+    )
+    max_result_bytes: Bytes = setting("CADOR_MAX_RESULT_BYTES", 10 * GIB, "largest streamed result", unit="bytes")
+    job_history: Annotated[int, Field(ge=0)] = setting(
+        "CADOR_JOB_HISTORY", 1000, "finished jobs kept for status and results"
+    )
+    job_history_seconds: Seconds = setting(
+        "CADOR_JOB_HISTORY_SECONDS", 3600.0, "how long finished jobs are kept", unit="seconds"
+    )
+    job_history_bytes: Bytes = setting(
+        "CADOR_JOB_HISTORY_BYTES", GIB, "results of finished jobs kept, together", unit="bytes"
+    )
+    # --- results
+    posix_roots: Annotated[tuple[Path, ...], _split(":")] = setting(
+        "CADOR_POSIX_ROOTS", (), "folders that a POSIX `folder` may lie in, separated by `:`; empty: refused"
+    )
+    store_inline_images: bool = setting(
+        "CADOR_STORE_INLINE_IMAGES", True, "store base64 images of a JSON answer when storage is asked for"
+    )
+    echo_credentials: bool = setting(
+        "CADOR_ECHO_CREDENTIALS", False, "give `key` and `secret` of outputStorage back in messages, as CADoR did"
+    )
+    tagger: str | None = setting(
+        "CADOR_TAGGER", None, "`tagger` of tag messages; unset: organization.name.version of the algorithm"
+    )
+    lat_step_down: bool = setting(
+        "CADOR_LAT_STEP_DOWN", False, "use -abs(latStep): for clients that send a positive step for a north-up image"
+    )
+    # --- behaviour
+    rest_stateful: Literal["link", "inline"] = setting(
+        "CADOR_REST_STATEFUL", "link", "what POST /jobs answers for a stateful algorithm: `link` or `inline` (CADoR)"
+    )
+    allow_config_put: bool = setting("CADOR_ALLOW_CONFIG_PUT", False, "proxy `PUT /config` to the algorithm")
+    instance_id: str = Field(
+        default_factory=socket.gethostname,
+        alias="CADOR_INSTANCE_ID",
+        description="stable name of this instance; unset: the host name",
+        min_length=1,
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = setting(
+        "CADOR_LOG_LEVEL", "info", "least level that is logged: debug, info, warning, error"
+    )
+    log_format: Literal["auto", "json", "console"] = setting(
+        "CADOR_LOG_FORMAT", "auto", "`json`, `console`, or `auto`: console on a terminal, else json"
+    )
+    # --- Kafka: read so that a job topic is never silently ignored
+    kafka_brokers_request: str | None = setting(
+        "KAFKA_BROKERS_REQUEST", None, "brokers of the request topic; unset: REST only"
+    )
+
+    @property
+    def unfinished_jobs_limit(self) -> int:
+        """`CADOR_MAX_UNFINISHED_JOBS` with its default worked out."""
+        return self.max_unfinished_jobs or max(8, 4 * self.max_concurrent_jobs)
+
+    def rows(self) -> list[tuple[str, str]]:
+        """(variable, value) of every setting, for people: secrets masked, unset ones empty."""
+        return [(variable_of(name, row), _shown(getattr(self, name))) for name, row in type(self).model_fields.items()]
+
+    @classmethod
+    def from_variables(cls, values: Mapping[str, str]) -> Self:
+        """Check variables and build the settings.
+
+        Raises:
+            SettingsError: with one finding for everything that is wrong, in one go.
+        """
+        findings: list[str] = []
+        wrong: set[str] = set()
+        try:
+            settings = cls.model_validate(dict(values))
+        except ValidationError as error:
+            for detail in error.errors(include_url=False, include_input=False):
+                variable = str(detail["loc"][0])
+                wrong.add(variable)
+                findings.append(f"{variable}: {_plain(detail['msg'])}")
+            # What hangs together is checked on the rest, so that the operator needs one look, not two.
+            settings = cls.model_validate({name: value for name, value in values.items() if name not in wrong})
+        findings += [text for text in _contradictions(settings) if text.split(":")[0] not in wrong]
+        if findings:
+            raise SettingsError(findings)
+        return settings
+
+
+def variable_of(name: str, row: FieldInfo) -> str:
+    """The environment variable of a field."""
+    return row.alias or name
+
+
+def load_settings(environment: Mapping[str, str], env_file: Path | None = None) -> Settings:
+    """Settings from an environment, over an env file; `NAME_FILE` gives a secret's value by file.
+
+    Raises:
+        SettingsError: with one finding for everything that is wrong.
+    """
+    values = {**_read_env_file(env_file), **environment}
+    known: dict[str, str] = {}
+    findings: list[str] = []
+    for name, row in Settings.model_fields.items():
+        variable = variable_of(name, row)
+        text = values.get(variable, "").strip()
+        if row.annotation == SecretStr | None and (path := values.get(f"{variable}_FILE", "").strip()):
+            if text:
+                findings.append(f"{variable}: set it or {variable}_FILE, not both")
+                continue
+            try:
+                text = Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                findings.append(f"{variable}_FILE: can't be read: {_reason(error)}")
+                continue
+        if text:
+            known[variable] = text
+    try:
+        settings = Settings.from_variables(known)
+    except SettingsError as error:
+        raise SettingsError(findings + error.findings) from None
+    if findings:
+        raise SettingsError(findings)
+    return settings
+
+
+def unknown_variables(environment: Mapping[str, str]) -> list[str]:
+    """`CADOR_…` variables that no setting has: a typing error, most likely. Service links of Kubernetes are none."""
+    known = {variable_of(name, row) for name, row in Settings.model_fields.items()}
+    known |= {f"{variable}_FILE" for variable in known}
+    service_link = re.compile(r"_(SERVICE_(HOST|PORT).*|PORT(_\d+_(TCP|UDP).*)?)$")
+    return sorted(
+        name
+        for name in environment
+        if name.startswith("CADOR_") and name not in known and not service_link.search(name)
+    )
+
+
+def _read_env_file(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise SettingsError([f"--env-file: {path}: no such file"])
+    try:
+        return {name: value or "" for name, value in dotenv_values(path, interpolate=False).items()}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError([f"--env-file: {path}: {_reason(error)}"]) from error
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What is wrong between settings, or between a setting and this machine."""
+    return [
+        *_tls_contradictions(settings),
+        *_folder_contradictions(settings),
+        *([f"KAFKA_BROKERS_REQUEST: {_KAFKA_IS_MISSING}"] if settings.kafka_brokers_request else []),
+    ]
+
+
+def _tls_contradictions(settings: Settings) -> list[str]:
+    found: list[str] = []
+    files = {
+        "CADOR_SSL_CERT": settings.ssl_cert,
+        "CADOR_SSL_KEY": settings.ssl_key,
+        "CADOR_SSL_CLIENT_CA": settings.ssl_client_ca,
+        "CADOR_ALGORITHM_CA": settings.algorithm_ca,
+    }
+    found += [
+        f"{variable}: {path}: no such file, or not readable"
+        for variable, path in files.items()
+        if path is not None and not os.access(path, os.R_OK)
+    ]
+    if (settings.ssl_cert is None) != (settings.ssl_key is None):
+        missing = "CADOR_SSL_KEY" if settings.ssl_key is None else "CADOR_SSL_CERT"
+        found.append(f"{missing}: certificate and key go together")
+    if settings.use_ssl and settings.ssl_cert is None and settings.ssl_key is None and not settings.self_signed:
+        found.append("CADOR_USE_SSL: needs CADOR_SSL_CERT and CADOR_SSL_KEY (or CADOR_SELF_SIGNED=true for a trial)")
+    if not settings.use_ssl and settings.ssl_client_ca is not None:
+        found.append("CADOR_SSL_CLIENT_CA: has no effect without CADOR_USE_SSL=true")
+    return found
+
+
+def _folder_contradictions(settings: Settings) -> list[str]:
+    found = [
+        f"CADOR_POSIX_ROOTS: {root}: must be an absolute path below /"
+        for root in settings.posix_roots
+        if not root.is_absolute() or root == Path("/")
+    ]
+    if settings.spool_dir is not None and not os.access(settings.spool_dir, os.W_OK | os.X_OK):
+        found.append(f"CADOR_SPOOL_DIR: {settings.spool_dir}: no such folder, or not writable")
+    return found
+
+
+def _plain(message: str) -> str:
+    return message.removeprefix("Value error, ")
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8 text"
+
+
+def _shown(value: object) -> str:
+    match value:
+        case None | ():
+            return ""
+        case bool():
+            return str(value).lower()
+        case tuple():
+            return ":".join(str(part) for part in value)
+        case ByteSize():
+            return value.human_readable() if value % 1024 == 0 else str(int(value))
+        case float():
+            return f"{value:g}"
+        case _:
+            return str(value)
