@@ -15,9 +15,10 @@ from typing import ClassVar
 MAX_ERROR_TEXT = 2_000  # characters of an error text that leave the process (wire contract, 3.3)
 
 _URL_USER_INFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@\"'<>]*@")
+# `name=value` anywhere, and `"name": "value"`; prose such as "token: can't be read" is none.
 _SECRET_PAIR = re.compile(
-    r"(?i)(?P<name>(?:[\w-]*(?:secret|password|passwd|token|signature|credential|api[_-]?key|access[_-]?key)[\w-]*|sig|key))"
-    r"(?P<sep>\"?'?\s*[=:]\s*)(?P<quote>[\"']?)(?P<value>[^\s\"'&,;}\]]+)(?P=quote)"
+    r"(?i)(?P<name>[\w-]*(?:secret|password|passwd|token|signature|credential|key|sig)[\w-]*[\"']?)"
+    r"(?P<sep>\s*=\s*[\"']?|\s*:\s*[\"'])(?P<value>[^\s\"'&,;}\]]+)"
 )
 _BEARER = re.compile(r"(?i)\b(?P<scheme>bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")
 
@@ -27,7 +28,7 @@ def public_text(text: str) -> str:
     text = text[: 4 * MAX_ERROR_TEXT]  # a neighbour's megabytes are not worth scanning
     text = _URL_USER_INFO.sub(r"\g<scheme>***@", text)
     text = _BEARER.sub(r"\g<scheme> ***", text)
-    text = _SECRET_PAIR.sub(r"\g<name>\g<sep>\g<quote>***\g<quote>", text)
+    text = _SECRET_PAIR.sub(r"\g<name>\g<sep>***", text)
     text = " ".join(text.split())
     return text if len(text) <= MAX_ERROR_TEXT else text[: MAX_ERROR_TEXT - 1] + "…"
 
