@@ -156,10 +156,11 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A JSON output, as the algorithm gave it or as we converted it."""
+    """A JSON output, as the algorithm gave it or as we converted it; `encoding` and `media_type` as in Result."""
 
     json: Json
     media_type: str = "application/json"
+    encoding: Literal["json", "text", "base64"] = "json"
 
 
 Output = Value | Image | Sequence[Image]
@@ -169,12 +170,17 @@ Output = Value | Image | Sequence[Image]
 class Answer:
     """Everything the algorithm answered, by output name, in the algorithm's order.
 
-    `whole` is set where the answer had no names: one bare image, an array, a text, a GeoJSON object. It then has the
-    single output `WHOLE_ANSWER`.
+    Attributes:
+        whole: the answer had no names: one bare image, an array, a text, a GeoJSON object; its single output is
+            `WHOLE_ANSWER`.
+        size: bytes of the JSON in it; large ones are worked on in a thread.
+        leftovers: what the algorithm still holds: links to delete, in this order, once everything is safe with us.
     """
 
     outputs: Mapping[str, Output]
     whole: bool = False
+    size: int = 0
+    leftovers: Sequence[str] = ()
 
     def images(self) -> list[Image]:
         """Every image, lists flattened, in order."""
@@ -186,10 +192,15 @@ class Answer:
                 found.extend(output)
         return found
 
+    def close(self) -> None:
+        """Give the images' bytes back to the spool."""
+        for image in self.images():
+            image.body.close()
+
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An image that is safe in a store: `reference` is what messages hold (wire contract, section 4)."""
+    """An image that is safe in a store: `image_id` is its result id, `reference` what messages hold (section 4)."""
 
     image_id: str
     reference: JsonObject
@@ -232,14 +243,56 @@ class EndReason(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Product:
-    """What is handed out for a successful job.
+class Result:
+    """One result as it is handed out: JSON, an image that we hold, or the reference of an image in a store.
 
-    `answer` is converted, and `stored` holds the references of those images that went to a store, by `result_id`.
+    Attributes:
+        result_id: its id in our URLs: the output's name, in a list of images `<output>_<index>`.
+        output, index: which output it is (part of).
+        media_type: of the bytes themselves; an inline base64 image has the image's.
+        body: the bytes; JSON text for JSON outputs. None if it is in a store.
+        encoding: `json` (the body is JSON), `text` (the body is a JSON text, handed out bare), `base64` (the body is a
+            JSON text that holds an image), `none` (the body is the image itself).
+        reference: where the store has it (wire contract, section 4).
     """
 
-    answer: Answer
-    stored: Mapping[str, StoredObject] = field(default_factory=dict)
+    result_id: str
+    output: str
+    index: int | None
+    media_type: str
+    body: Body | None
+    encoding: Literal["json", "text", "base64", "none"] = "json"
+    reference: JsonObject | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """What is handed out for a successful job: by output name, in the algorithm's order; a list of images is a tuple.
+
+    `whole` as in Answer: the one output is the whole answer.
+    """
+
+    outputs: Mapping[str, Result | tuple[Result, ...]]
+    whole: bool = False
+
+    @property
+    def results(self) -> list[Result]:
+        """Every result, lists flattened, in order."""
+        found: list[Result] = []
+        for output in self.outputs.values():
+            found.extend(output if isinstance(output, tuple) else (output,))
+        return found
+
+    @property
+    def size(self) -> int:
+        """Bytes in the spool."""
+        return sum(result.body.size for result in self.results if result.body is not None)
+
+    def close(self) -> None:
+        """Give all bytes back to the spool."""
+        for result in self.results:
+            if result.body is not None:
+                result.body.close()
 
 
 @dataclass(frozen=True, slots=True)

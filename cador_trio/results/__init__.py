@@ -1,1 +1,1 @@
-"""."""
+"""What is made of an answer: pure and vectorised, no network, no clock, no trio."""

@@ -1,1 +1,1 @@
-"""."""
+"""The HTTP door; the only room that imports quart."""

@@ -1,0 +1,425 @@
+"""One job, from request to settled, in reading order; and what it needs, as Protocols.
+
+    admit → call the algorithm → georeference → tags → store → publish → settle
+            └── holds a slot ──┘                          └ point of no return: then settle always runs
+
+Knows no edge library. A job's life is one cancel scope with a reason, so that its five ends need no bookkeeping. What
+goes wrong ends this job alone, as a `Failed` that says who must act.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeVar
+
+import structlog
+import trio
+
+from cador_trio.capacity import Capacity, Exchange
+from cador_trio.errors import (
+    AlgorithmBroken,
+    CadorError,
+    DeadlinePassed,
+    ResultRefused,
+    SpoolFull,
+    StoreTimedOut,
+)
+from cador_trio.job import (
+    RESERVED_NAMES,
+    Answer,
+    Body,
+    Cancelled,
+    EndReason,
+    Failed,
+    GivenBack,
+    Image,
+    Job,
+    JobRequest,
+    Json,
+    JsonObject,
+    Outcome,
+    Output,
+    Product,
+    Referential,
+    Result,
+    StorageRequest,
+    StoredObject,
+    Succeeded,
+    Value,
+)
+from cador_trio.json_text import NotJson, write, write_slices
+from cador_trio.registry import JobRecord, Registry
+from cador_trio.spool import WRITE_BYTES, Spool, SpooledBody
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+# JSON of an answer above this is converted and written in a worker thread: 5 to 10 ms of work.
+THREAD_BYTES: Final = 256 * 1024
+# What settling may take once nothing can be undone any more: a few small requests to the algorithm.
+SETTLE_SECONDS: Final = 30.0
+
+# A place at a store, as its room resolved it; opaque here.
+Destination = Any
+
+
+class Deadline:
+    """The algorithm stage's deadline: a scope whose time stands still while nobody can work on the job."""
+
+    def __init__(self, at: float) -> None:
+        self.scope = trio.CancelScope(deadline=at)
+        # Why nobody works on the job at the moment; the better error, should time run out now.
+        self.excuse: CadorError | None = None
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """The time spent in this block doesn't count."""
+        left = self.scope.deadline - trio.current_time()
+        self.scope.deadline = math.inf
+        try:
+            yield
+        finally:
+            self.scope.deadline = trio.current_time() + left
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the algorithm is asked for one job.
+
+    Attributes:
+        inputs: the payload, already checked.
+        headers: for every call of this job.
+        take_out_images: base64 images of a JSON answer are wanted as images, for a store.
+        is_patient: wait while the algorithm is unreachable; else fail at once with AlgorithmUnreachable.
+        on_running: called when the request goes out.
+        on_progress: called with 0 to 100.
+    """
+
+    inputs: JsonObject
+    headers: dict[str, str]
+    take_out_images: bool
+    is_patient: bool
+    deadline: Deadline
+    on_running: Callable[[], None]
+    on_progress: Callable[[int], None]
+
+
+class Algorithm(Protocol):
+    """The container in the cradle."""
+
+    @property
+    def tagger(self) -> str:
+        """`organization.name.version` of its describe document."""
+
+    def check_inputs(self, inputs: JsonObject) -> JsonObject:
+        """The payload to send. Raises RequestRefused (not its schema), AlgorithmUnreachable (never described)."""
+
+    def input_references(self, inputs: JsonObject) -> list[JsonObject]:
+        """`inputs` of a tag: one entry an image."""
+
+    async def process(self, order: Order, connection: Any, exchange: Exchange) -> Answer:
+        """One job at the algorithm, retries included. Raises CadorError. See Exchange for what cancelling does."""
+
+    async def forget(self, leftovers: Sequence[str], headers: dict[str, str]) -> None:
+        """Delete what the algorithm still holds of a job; failures are logged, not raised."""
+
+
+class Store(Protocol):
+    """Where images go."""
+
+    def resolve(self, request: StorageRequest, task_name: str) -> Destination:
+        """The place. Raises RequestRefused if the operator doesn't allow it."""
+
+    async def prepare(self, destination: Destination) -> None:
+        """Before the algorithm is called: can we write there at all? Raises StoreFailed or RequestRefused."""
+
+    async def put(self, destination: Destination, image: Image) -> StoredObject:
+        """Store one image, whole or not at all. Raises StoreFailed. Cancelling leaves nothing readable."""
+
+
+class Results(Protocol):
+    """What is made of an answer."""
+
+    def georeference(self, value: Json, referential: Referential) -> Json:
+        """The output in longitude and latitude. Raises ResultRefused."""
+
+    def tags(
+        self, answer: Answer, job: Job, *, inputs: list[JsonObject], stored: list[JsonObject], tagger: str
+    ) -> Sequence[JsonObject]:
+        """One tag a detection. Raises ResultRefused."""
+
+
+class Publisher(Protocol):
+    """Who is told of a finished job."""
+
+    @property
+    def takes_tags(self) -> bool:
+        """Is there anywhere for tags to go?"""
+
+    async def publish(self, job: Job, product: Product, tags: Sequence[JsonObject]) -> None:
+        """Make the job's messages visible. Past the point of no return: it retries rather than gives up."""
+
+
+@dataclass(frozen=True)
+class House:
+    """What `run_job` needs, introduced by the daemon."""
+
+    algorithm: Algorithm
+    store: Store
+    results: Results
+    publisher: Publisher
+    spool: Spool
+    registry: Registry
+    capacity: Capacity[Any]
+    job_timeout_seconds: float
+    store_timeout_seconds: float
+    store_inline_images: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was decided about a job before it was accepted: its payload, and where its images go."""
+
+    inputs: JsonObject
+    destination: Destination | None
+
+
+def admit(request: JobRequest, task_name: str, house: House) -> Plan:
+    """Is this request one that we can serve? Nothing is taken in yet.
+
+    Raises:
+        RequestRefused: a destination that isn't allowed, or inputs that the algorithm doesn't take.
+        AlgorithmUnreachable: it never told what it takes.
+        SpoolFull: no room for results.
+    """
+    destination = None if request.storage is None else house.store.resolve(request.storage, task_name)
+    inputs = house.algorithm.check_inputs(request.inputs)
+    if house.spool.is_full:
+        raise SpoolFull(
+            "no room for results, try again later",
+            hint=f"{house.spool.used} of CADOR_SPOOL_BYTES={house.spool.budget} bytes are taken",
+            retry_after=house.capacity.retry_after(),
+        )
+    return Plan(inputs, destination)
+
+
+async def run_job(record: JobRecord, plan: Plan, house: House, *, is_patient: bool) -> None:
+    """Run an accepted job to its one end, recorded in the registry. Raises nothing but Cancelled.
+
+    `is_patient`: it waits while the algorithm is unreachable, since nobody holds a connection open for it.
+    """
+    with structlog.contextvars.bound_contextvars(
+        job_id=str(record.job.job_id), task_id=record.job.task_name, correlation_id=record.job.correlation_id
+    ):
+        try:
+            with trio.CancelScope() as life:
+                record.attach(life)
+                outcome = await _outcome(record, plan, house, is_patient=is_patient)
+            if life.cancelled_caught:
+                outcome = _cut_short(record)
+        except trio.Cancelled:  # from outside: the whole daemon goes down
+            house.registry.end(record, Cancelled(EndReason.SHUTDOWN))
+            raise
+        house.registry.end(record, outcome)
+        _log_end(record, outcome)
+
+
+async def _outcome(record: JobRecord, plan: Plan, house: House, *, is_patient: bool) -> Outcome:
+    try:
+        return Succeeded(await _make(record, plan, house, is_patient=is_patient))
+    except CadorError as error:
+        return Failed(error)
+    except Exception:
+        log.exception("a job failed for a reason that nobody thought of")
+        return Failed(CadorError("unexpected error in the sidecar", hint="its log has the details"))
+
+
+async def _make(record: JobRecord, plan: Plan, house: House, *, is_patient: bool) -> Product:
+    job = record.job
+    async with AsyncExitStack() as held:
+        answer = await _call(record, plan, house, held, is_patient=is_patient)
+        with ExitStack() as bodies:
+            bodies.callback(answer.close)
+            _check_names(answer)
+            answer = await _georeferenced(answer, job.request.referential, house)
+            stored = await _stored(answer, plan, house)
+            tags = await _tags(answer, stored, job, house)
+            product = await _packed(answer, stored, house.spool)
+            bodies.callback(product.close)
+            record.seal()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + SETTLE_SECONDS):
+                await house.publisher.publish(job, product, tags)
+                await house.algorithm.forget(answer.leftovers, dict(job.forwarded))
+            bodies.pop_all()
+            for image in answer.images():
+                if image.result_id in stored:
+                    image.body.close()
+            return product
+
+
+async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStack, *, is_patient: bool) -> Answer:
+    """The algorithm stage: wait for the task's turn and for a slot, then work in it, all within the job's deadline."""
+    job = record.job
+    deadline = Deadline(record.accepted_at + house.job_timeout_seconds)
+    order = Order(
+        inputs=plan.inputs,
+        headers=dict(job.forwarded),
+        take_out_images=plan.destination is not None and house.store_inline_images,
+        is_patient=is_patient,
+        deadline=deadline,
+        on_running=record.run,
+        on_progress=record.report_progress,
+    )
+    answer = None
+    with deadline.scope:
+        await held.enter_async_context(house.registry.turn(job.task_name))
+        if plan.destination is not None:
+            await house.store.prepare(plan.destination)
+        dispatch = await held.enter_async_context(house.capacity.dispatch(job.door))
+        answer = await dispatch.at_algorithm(
+            lambda connection, exchange: house.algorithm.process(order, connection, exchange), Answer.close
+        )
+    if answer is None:
+        raise deadline.excuse or DeadlinePassed(
+            f"the job's deadline of {house.job_timeout_seconds:g} s passed while "
+            + ("the algorithm worked on it" if record.started_at is not None else "it waited for a slot"),
+            hint="CADOR_JOB_TIMEOUT_SECONDS sets the deadline",
+        )
+    return answer
+
+
+def _check_names(answer: Answer) -> None:
+    for name in RESERVED_NAMES:
+        if name in answer.outputs and not answer.whole:
+            raise ResultRefused(
+                f"the algorithm has an output called {name}, which is the envelope's", hint="rename the output"
+            )
+
+
+async def _georeferenced(answer: Answer, referential: Referential | None, house: House) -> Answer:
+    if referential is None:
+        return answer
+
+    def convert() -> dict[str, Output]:
+        return {
+            name: Value(house.results.georeference(output.json, referential), output.media_type, output.encoding)
+            if isinstance(output, Value) and output.encoding == "json"
+            else output
+            for name, output in answer.outputs.items()
+        }
+
+    outputs = await _in_thread_if_large(answer.size, convert)
+    return Answer(outputs, whole=answer.whole, size=answer.size, leftovers=answer.leftovers)
+
+
+async def _stored(answer: Answer, plan: Plan, house: House) -> dict[str, StoredObject]:
+    """The images' references by result id; empty without storage."""
+    stored: dict[str, StoredObject] = {}
+    if plan.destination is None:
+        return stored
+    images = answer.images()
+    try:
+        with trio.fail_after(house.store_timeout_seconds):
+            await _store_all(images, plan.destination, house.store, stored)
+    except trio.TooSlowError:
+        raise StoreTimedOut(
+            f"storing took longer than {house.store_timeout_seconds:g} s: "
+            f"{len(stored)} of {len(images)} images are stored",
+            hint="CADOR_STORE_TIMEOUT_SECONDS sets the limit",
+        ) from None
+    return stored
+
+
+async def _store_all(
+    images: Sequence[Image], destination: Destination, store: Store, stored: dict[str, StoredObject]
+) -> None:
+    for image in images:
+        stored[image.result_id] = await store.put(destination, image)
+
+
+async def _tags(answer: Answer, stored: dict[str, StoredObject], job: Job, house: House) -> Sequence[JsonObject]:
+    if not job.request.wants_tags or not house.publisher.takes_tags:
+        return ()
+    inputs = house.algorithm.input_references(job.request.inputs)
+    references = [stored_object.reference for stored_object in stored.values()]
+    return await _in_thread_if_large(
+        answer.size,
+        lambda: house.results.tags(answer, job, inputs=inputs, stored=references, tagger=house.algorithm.tagger),
+    )
+
+
+async def _packed(answer: Answer, stored: dict[str, StoredObject], spool: Spool) -> Product:
+    """The product; on an error what was written for it is given back."""
+    outputs: dict[str, Result | tuple[Result, ...]] = {}
+    with ExitStack() as written:
+        for name, output in answer.outputs.items():
+            if isinstance(output, Value):
+                body = await _written(name, output, answer.size, spool)
+                written.callback(body.close)
+                outputs[name] = Result(name, name, None, output.media_type, body, output.encoding)
+            elif isinstance(output, Image):
+                outputs[name] = _image_result(output, stored)
+            else:
+                outputs[name] = tuple(_image_result(image, stored) for image in output)
+        written.pop_all()
+    return Product(outputs, whole=answer.whole)
+
+
+def _image_result(image: Image, stored: dict[str, StoredObject]) -> Result:
+    kept: Body | None = image.body
+    reference = None
+    if image.result_id in stored:
+        kept, reference = None, stored[image.result_id].reference
+    return Result(image.result_id, image.output, image.index, image.media_type, kept, "none", reference)
+
+
+async def _written(name: str, value: Value, size: int, spool: Spool) -> SpooledBody:
+    writer = spool.writer(spool.budget, f"the output {name}", "CADOR_SPOOL_BYTES")
+    try:
+        if size <= THREAD_BYTES:
+            await writer.write(write(value.json))
+        else:
+            slices = write_slices(value.json)
+            while chunk := await trio.to_thread.run_sync(_gather, slices):
+                await writer.write(chunk)
+        return await writer.finish()
+    except NotJson as error:
+        raise AlgorithmBroken(f"the output {name} is {error}", hint="numbers must be finite") from error
+    finally:
+        writer.abandon()
+
+
+def _gather(slices: Iterator[bytes]) -> bytes:
+    gathered = bytearray()
+    for piece in slices:
+        gathered += piece
+        if len(gathered) >= WRITE_BYTES:
+            break
+    return bytes(gathered)
+
+
+async def _in_thread_if_large(size: int, work: Callable[[], T]) -> T:
+    return work() if size <= THREAD_BYTES else await trio.to_thread.run_sync(work)
+
+
+def _cut_short(record: JobRecord) -> Outcome:
+    reason = record.end_reason
+    if reason is None:
+        raise RuntimeError("a job was cancelled without a reason")
+    if record.job.door == "kafka" and reason in {EndReason.SHUTDOWN, EndReason.REVOKED}:
+        return GivenBack(reason)
+    return Cancelled(reason)
+
+
+def _log_end(record: JobRecord, outcome: Outcome) -> None:
+    match outcome:
+        case Failed(error=error):
+            log.warning("job failed", error=error.message, hint=error.hint, milliseconds=record.duration)
+        case Cancelled(reason=reason) | GivenBack(reason=reason):
+            log.info("job ended early", reason=str(reason), milliseconds=record.duration)
+        case _:
+            log.info("job succeeded", milliseconds=record.duration)

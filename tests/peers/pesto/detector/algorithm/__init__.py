@@ -1,0 +1,1 @@
+"""A small detector with one output of every kind that PESTO knows."""
