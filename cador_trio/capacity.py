@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import outcome
 import structlog
@@ -126,6 +126,28 @@ class Dispatch(Generic[C]):
         self._capacity.settled()
 
 
+class BytesReservation:
+    """The bytes of one waiting body, from its first chunk until its job no longer waits."""
+
+    def __init__(self, capacity: Capacity[Any]) -> None:
+        self._capacity = capacity
+        self._size = 0
+
+    def grow(self, size: int) -> None:
+        """Count this many more.
+
+        Raises:
+            NotNow: more than `CADOR_MAX_WAITING_BYTES` would wait.
+        """
+        self._capacity.count_waiting_bytes(size)
+        self._size += size
+
+    def release(self) -> None:
+        """Count none of them any more; harmless a second time."""
+        self._capacity.count_waiting_bytes(-self._size)
+        self._size = 0
+
+
 @dataclass(frozen=True)
 class CapacityFigures:
     """What health, metrics and error hints say about capacity."""
@@ -166,24 +188,19 @@ class Capacity(Generic[C]):
             waiting_bytes=self._waiting_bytes,
         )
 
-    @contextmanager
-    def waiting_bytes(self, size: int) -> Iterator[None]:
-        """Count a body that waits in memory.
+    def reserve_bytes(self) -> BytesReservation:
+        """For a body that will wait in memory; nothing is counted yet."""
+        return BytesReservation(self)
 
-        Raises:
-            NotNow: more than `CADOR_MAX_WAITING_BYTES` would wait.
-        """
-        if self._waiting_bytes + size > self._limits.waiting_bytes:
+    def count_waiting_bytes(self, size: int) -> None:
+        """See `BytesReservation.grow`."""
+        if size > 0 and self._waiting_bytes + size > self._limits.waiting_bytes:
             raise NotNow(
                 "too many request bodies are waiting, try again later",
-                hint=f"{self._waiting_bytes} bytes are waiting of CADOR_MAX_WAITING_BYTES={self._limits.waiting_bytes}",
+                hint=f"{self._waiting_bytes} bytes of CADOR_MAX_WAITING_BYTES={self._limits.waiting_bytes} are taken",
                 retry_after=self.retry_after(),
             )
         self._waiting_bytes += size
-        try:
-            yield
-        finally:
-            self._waiting_bytes -= size
 
     def check_waiting_place(self, door: Door) -> None:
         """Is there room for one more job of this door, at once or waiting?

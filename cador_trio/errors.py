@@ -94,6 +94,12 @@ class MethodNotAllowed(CadorError):
         self.allow = allow
 
 
+class RequestTimedOut(CadorError):
+    """The request body stopped coming."""
+
+    http_status = 408
+
+
 class Conflict(CadorError):
     """The job's state forbids it, such as a cancellation past the point of no return."""
 

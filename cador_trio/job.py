@@ -80,7 +80,8 @@ class Job:
     """A request that was taken in, with its identity and what its caller wants passed along.
 
     `job_id` is ours (in URLs); `task_name` is what messages and object names use: the request's task id, else the job
-    id. `received_at` is epoch milliseconds. `forwarded` are headers for every call of this job to the algorithm.
+    id. `received_at` is epoch milliseconds. `forwarded` are headers for every call of this job to the algorithm. A job
+    `is_patient` unless somebody holds a connection open for it: it waits while the algorithm is unreachable.
     """
 
     job_id: UUID
@@ -89,6 +90,7 @@ class Job:
     correlation_id: str
     received_at: int
     forwarded: Mapping[str, str] = field(default_factory=dict)
+    is_patient: bool = True
 
     @property
     def task_id(self) -> str | int | float:
@@ -287,6 +289,16 @@ class Product:
     def size(self) -> int:
         """Bytes in the spool."""
         return sum(result.body.size for result in self.results if result.body is not None)
+
+    def without(self, gone: Result) -> Product:
+        """The same without one result."""
+        outputs: dict[str, Result | tuple[Result, ...]] = {}
+        for name, output in self.outputs.items():
+            if isinstance(output, tuple):
+                outputs[name] = tuple(item for item in output if item is not gone)
+            elif output is not gone:
+                outputs[name] = output
+        return Product(outputs, self.whole and bool(outputs))
 
     def close(self) -> None:
         """Give all bytes back to the spool."""

@@ -15,6 +15,8 @@ from typing import Any, NoReturn
 from cador_trio.job import Json
 
 MAX_DEPTH = 100  # levels of a request (details.md of the wire contract: deeper ones are refused)
+# JSON above this is read, converted and written in a worker thread: 5 to 10 ms of work.
+THREAD_BYTES = 256 * 1024
 SLICE_ITEMS = 500  # items of a long array that are written in one go: some milliseconds
 _SLICED_LEVELS = 4  # envelope, output, FeatureCollection, features
 

@@ -6,14 +6,14 @@ kept for a while, bounded in number, time and bytes; running ones always.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from uuid import UUID
 
 import trio
 
 from cador_trio.errors import Conflict, NotFound
-from cador_trio.job import LEGAL_MOVES, EndReason, GivenBack, Job, JobState, Outcome, Product, Succeeded
+from cador_trio.job import LEGAL_MOVES, EndReason, GivenBack, Job, JobState, Outcome, Product, Result, Succeeded
 
 EXPIRY_CHECK_SECONDS = 10.0  # how late an expired job may go
 
@@ -34,6 +34,8 @@ class JobRecord:
         self.ended = trio.Event()
         self._now_ms = now_ms
         self._changed = trio.Event()
+        # Called once when the job no longer waits: its body stops counting as waiting.
+        self.leave_queue: Callable[[], None] = lambda: None
         self._scope: trio.CancelScope | None = None
         self._sealed = False
 
@@ -71,9 +73,11 @@ class JobRecord:
         self._sealed = True
 
     def run(self) -> None:
-        """Handed to the algorithm."""
-        self.started_at = self._now_ms()
-        self._move(JobState.RUNNING)
+        """Handed to the algorithm; a second attempt changes nothing."""
+        if self.state is JobState.ACCEPTED:
+            self.started_at = self._now_ms()
+            self._move(JobState.RUNNING)
+            self.leave_queue()
 
     def report_progress(self, percent: int) -> None:
         """What the algorithm says of its progress; never goes back."""
@@ -89,6 +93,7 @@ class JobRecord:
             if isinstance(outcome, Succeeded):
                 self.progress = 100
             self._move(outcome.state)
+        self.leave_queue()
         self.ended.set()
 
     async def wait_change(self, seen: tuple[JobState, int]) -> tuple[JobState, int]:
@@ -153,9 +158,14 @@ class Registry:
         """All jobs, or those in one state."""
         return [record for record in reversed(self._records.values()) if state is None or record.state is state]
 
-    def unfinished(self) -> Iterable[JobRecord]:
+    def unfinished(self) -> list[JobRecord]:
         """Jobs that have not ended."""
         return [record for record in self._records.values() if not record.ended.is_set()]
+
+    async def wait_all_ended(self) -> None:
+        """Return once no job runs; more may come meanwhile, unless the doors are closed."""
+        while running := self.unfinished():
+            await running[0].ended.wait()
 
     def end(self, record: JobRecord, outcome: Outcome) -> None:
         """The job has ended: into history it goes, or out of memory if it was given back."""
@@ -174,6 +184,15 @@ class Registry:
             self._kept_bytes -= record.product.size
             record.product.close()
             record.outcome = Succeeded(Product(outputs={}))
+
+    def drop_result(self, record: JobRecord, result: Result) -> None:
+        """One result is no longer wanted."""
+        if record.product is None:
+            return
+        if result.body is not None:
+            self._kept_bytes -= result.body.size
+            result.body.close()
+        record.outcome = Succeeded(record.product.without(result))
 
     def remove(self, record: JobRecord) -> None:
         """Forget a finished job."""

@@ -9,9 +9,8 @@ goes wrong ends this job alone, as a `Failed` that says who must act.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -50,7 +49,8 @@ from cador_trio.job import (
     Succeeded,
     Value,
 )
-from cador_trio.json_text import NotJson, write, write_slices
+from cador_trio.json_text import THREAD_BYTES, NotJson, write, write_slices
+from cador_trio.order import Deadline, Order
 from cador_trio.registry import JobRecord, Registry
 from cador_trio.spool import WRITE_BYTES, Spool, SpooledBody
 
@@ -58,54 +58,11 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# JSON of an answer above this is converted and written in a worker thread: 5 to 10 ms of work.
-THREAD_BYTES: Final = 256 * 1024
 # What settling may take once nothing can be undone any more: a few small requests to the algorithm.
 SETTLE_SECONDS: Final = 30.0
 
 # A place at a store, as its room resolved it; opaque here.
 Destination = Any
-
-
-class Deadline:
-    """The algorithm stage's deadline: a scope whose time stands still while nobody can work on the job."""
-
-    def __init__(self, at: float) -> None:
-        self.scope = trio.CancelScope(deadline=at)
-        # Why nobody works on the job at the moment; the better error, should time run out now.
-        self.excuse: CadorError | None = None
-
-    @contextmanager
-    def standing_still(self) -> Iterator[None]:
-        """The time spent in this block doesn't count."""
-        left = self.scope.deadline - trio.current_time()
-        self.scope.deadline = math.inf
-        try:
-            yield
-        finally:
-            self.scope.deadline = trio.current_time() + left
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the algorithm is asked for one job.
-
-    Attributes:
-        inputs: the payload, already checked.
-        headers: for every call of this job.
-        take_out_images: base64 images of a JSON answer are wanted as images, for a store.
-        is_patient: wait while the algorithm is unreachable; else fail at once with AlgorithmUnreachable.
-        on_running: called when the request goes out.
-        on_progress: called with 0 to 100.
-    """
-
-    inputs: JsonObject
-    headers: dict[str, str]
-    take_out_images: bool
-    is_patient: bool
-    deadline: Deadline
-    on_running: Callable[[], None]
-    on_progress: Callable[[int], None]
 
 
 class Algorithm(Protocol):
@@ -118,8 +75,9 @@ class Algorithm(Protocol):
     def check_inputs(self, inputs: JsonObject) -> JsonObject:
         """The payload to send. Raises RequestRefused (not its schema), AlgorithmUnreachable (never described)."""
 
-    def input_references(self, inputs: JsonObject) -> list[JsonObject]:
-        """`inputs` of a tag: one entry an image."""
+    @property
+    def image_inputs(self) -> Mapping[str, bool]:
+        """The inputs that are images; name -> whether it is a list of them."""
 
     async def process(self, order: Order, connection: Any, exchange: Exchange) -> Answer:
         """One job at the algorithm, retries included. Raises CadorError. See Exchange for what cancelling does."""
@@ -144,11 +102,11 @@ class Store(Protocol):
 class Results(Protocol):
     """What is made of an answer."""
 
-    def georeference(self, value: Json, referential: Referential) -> Json:
-        """The output in longitude and latitude. Raises ResultRefused."""
+    def georeference(self, value: Json, referential: Referential, output: str | None) -> Json:
+        """The output (by this name, if it has one) in longitude and latitude. Raises ResultRefused."""
 
     def tags(
-        self, answer: Answer, job: Job, *, inputs: list[JsonObject], stored: list[JsonObject], tagger: str
+        self, answer: Answer, job: Job, *, image_inputs: Mapping[str, bool], stored: list[JsonObject], tagger: str
     ) -> Sequence[JsonObject]:
         """One tag a detection. Raises ResultRefused."""
 
@@ -207,18 +165,15 @@ def admit(request: JobRequest, task_name: str, house: House) -> Plan:
     return Plan(inputs, destination)
 
 
-async def run_job(record: JobRecord, plan: Plan, house: House, *, is_patient: bool) -> None:
-    """Run an accepted job to its one end, recorded in the registry. Raises nothing but Cancelled.
-
-    `is_patient`: it waits while the algorithm is unreachable, since nobody holds a connection open for it.
-    """
+async def run_job(record: JobRecord, plan: Plan, house: House) -> None:
+    """Run an accepted job to its one end, recorded in the registry. Raises nothing but Cancelled."""
     with structlog.contextvars.bound_contextvars(
         job_id=str(record.job.job_id), task_id=record.job.task_name, correlation_id=record.job.correlation_id
     ):
         try:
             with trio.CancelScope() as life:
                 record.attach(life)
-                outcome = await _outcome(record, plan, house, is_patient=is_patient)
+                outcome = await _outcome(record, plan, house)
             if life.cancelled_caught:
                 outcome = _cut_short(record)
         except trio.Cancelled:  # from outside: the whole daemon goes down
@@ -228,9 +183,9 @@ async def run_job(record: JobRecord, plan: Plan, house: House, *, is_patient: bo
         _log_end(record, outcome)
 
 
-async def _outcome(record: JobRecord, plan: Plan, house: House, *, is_patient: bool) -> Outcome:
+async def _outcome(record: JobRecord, plan: Plan, house: House) -> Outcome:
     try:
-        return Succeeded(await _make(record, plan, house, is_patient=is_patient))
+        return Succeeded(await _make(record, plan, house))
     except CadorError as error:
         return Failed(error)
     except Exception:
@@ -238,10 +193,10 @@ async def _outcome(record: JobRecord, plan: Plan, house: House, *, is_patient: b
         return Failed(CadorError("unexpected error in the sidecar", hint="its log has the details"))
 
 
-async def _make(record: JobRecord, plan: Plan, house: House, *, is_patient: bool) -> Product:
+async def _make(record: JobRecord, plan: Plan, house: House) -> Product:
     job = record.job
     async with AsyncExitStack() as held:
-        answer = await _call(record, plan, house, held, is_patient=is_patient)
+        answer = await _call(record, plan, house, held)
         with ExitStack() as bodies:
             bodies.callback(answer.close)
             _check_names(answer)
@@ -261,7 +216,7 @@ async def _make(record: JobRecord, plan: Plan, house: House, *, is_patient: bool
             return product
 
 
-async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStack, *, is_patient: bool) -> Answer:
+async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStack) -> Answer:
     """The algorithm stage: wait for the task's turn and for a slot, then work in it, all within the job's deadline."""
     job = record.job
     deadline = Deadline(record.accepted_at + house.job_timeout_seconds)
@@ -269,7 +224,7 @@ async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStac
         inputs=plan.inputs,
         headers=dict(job.forwarded),
         take_out_images=plan.destination is not None and house.store_inline_images,
-        is_patient=is_patient,
+        is_patient=job.is_patient,
         deadline=deadline,
         on_running=record.run,
         on_progress=record.report_progress,
@@ -306,7 +261,9 @@ async def _georeferenced(answer: Answer, referential: Referential | None, house:
 
     def convert() -> dict[str, Output]:
         return {
-            name: Value(house.results.georeference(output.json, referential), output.media_type, output.encoding)
+            name: Value(
+                house.results.georeference(output.json, referential, None if answer.whole else name), output.media_type
+            )
             if isinstance(output, Value) and output.encoding == "json"
             else output
             for name, output in answer.outputs.items()
@@ -344,11 +301,13 @@ async def _store_all(
 async def _tags(answer: Answer, stored: dict[str, StoredObject], job: Job, house: House) -> Sequence[JsonObject]:
     if not job.request.wants_tags or not house.publisher.takes_tags:
         return ()
-    inputs = house.algorithm.input_references(job.request.inputs)
+    algorithm = house.algorithm
     references = [stored_object.reference for stored_object in stored.values()]
     return await _in_thread_if_large(
         answer.size,
-        lambda: house.results.tags(answer, job, inputs=inputs, stored=references, tagger=house.algorithm.tagger),
+        lambda: house.results.tags(
+            answer, job, image_inputs=algorithm.image_inputs, stored=references, tagger=algorithm.tagger
+        ),
     )
 
 

@@ -401,7 +401,8 @@ def _required_link(reference: Json, name: str) -> str:
 
 
 def _last_segment(link: str) -> str:
-    segment = unquote(re.split(r"[?#]", link, maxsplit=1)[0].rstrip("/").rpartition("/")[2])
+    parts = _split(link, "http://algorithm/")  # any base will do: only the end of the path counts
+    segment = unquote(parts.path.rstrip("/").rpartition("/")[2]) if parts is not None else ""
     if not segment:
         raise AlgorithmBroken("the algorithm's index of results has a link without an id")
     return segment
@@ -447,7 +448,9 @@ def _in_order(refs: list[ResultRef]) -> list[ResultRef]:
 
 
 def _percent(value: Json) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return 0
+    if isinstance(value, float) and math.isnan(value):
         return 0
     return int(min(max(value, 0), 100))
 

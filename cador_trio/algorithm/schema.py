@@ -58,6 +58,11 @@ _LIMITS: Final[Mapping[str, str]] = {
     "minItems": "must have at least {} items",
     "maxItems": "must have at most {} items",
 }
+_PLAIN_COMPLAINTS: Final[Mapping[str, str]] = {
+    "falseSchema": "not allowed by the schema",
+    "anyOf": "must match one of the allowed forms",
+    "oneOf": "must match exactly one of the allowed forms",
+}
 
 
 # --- Validation --------------------------------------------------------------------------------------------------
@@ -191,24 +196,28 @@ def _can_list_all(inputs: JsonObject) -> bool:
 def _texts(error: jsonschema_rs.ValidationError, inputs: JsonObject) -> Iterator[str]:
     """One line a finding: where, and what is wrong there."""
     path = error.instance_path
-    match error.kind.as_dict(), error.kind.name:
-        case {"property": str(name)}, "required":
+    match error.kind.as_dict():
+        case {"property": str(name)}:
             yield f"{_place([*path, name])}: a required property is missing"
-        case {"unexpected": [_, *_] as names}, _:
+        case {"unexpected": [_, *_] as names}:
             for name in names:
                 yield f"{_place([*path, name])}: not allowed by the schema"
-        case {"types": list(types)}, _:
-            yield f"{_place(path)}: must be {_listed(types, ' or ')}, not {_json_type(_at(inputs, path))}"
-        case {"options": list(options)}, _:
-            yield f"{_place(path)}: must be one of {_listed(options, ', ')}"
-        case {"limit": limit}, keyword if keyword in _LIMITS:
-            yield f"{_place(path)}: {_LIMITS[keyword].format(_short(limit))}"
-        case {"pattern": str(pattern)}, _:
-            yield f"{_place(path)}: must match the pattern {_short(pattern)}"
-        case _, "anyOf" | "oneOf" as keyword:
-            yield f"{_place(path)}: must match {'exactly one' if keyword == 'oneOf' else 'one'} of the allowed forms"
-        case _, keyword:
-            yield f"{_place(path)}: does not satisfy {keyword}"
+        case details:
+            yield f"{_place(path)}: {_complaint(error.kind.name, details, _at(inputs, path))}"
+
+
+def _complaint(keyword: str, details: JsonObject, value: Json) -> str:
+    """What a keyword has against a value, without the value."""
+    match details:
+        case {"types": list(types)}:
+            return f"must be {_listed(types, ' or ')}, not {_json_type(value)}"
+        case {"options": list(options)}:
+            return f"must be one of {_listed(options, ', ')}"
+        case {"limit": limit} if keyword in _LIMITS:
+            return _LIMITS[keyword].format(_short(limit))
+        case {"pattern": str(pattern)}:
+            return f"must match the pattern {_short(pattern)}"
+    return _PLAIN_COMPLAINTS.get(keyword, f"does not satisfy {keyword}")
 
 
 def _place(path: list[str | int]) -> str:

@@ -8,10 +8,9 @@ it is empty at the top.
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import chain
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -58,18 +57,16 @@ def kind_of(value: Json) -> Literal["collection", "feature", "geometry"] | None:
     return None
 
 
-def features_in(collection: JsonObject, at: str) -> list[tuple[JsonObject, str]]:
+def features_in(collection: JsonObject, at: str) -> Iterator[tuple[JsonObject, str]]:
     """The features of a collection, each with the place of its members.
 
     Raises:
         ResultRefused: `features` is not an array, or holds something else than Features.
     """
-    features = as_list(collection.get("features"), f"{at}features")
-    found = [(feature, f"{at}features[{index}].") for index, feature in enumerate(features)]
-    for feature, place in found:
+    for index, feature in enumerate(as_list(collection.get("features"), f"{at}features")):
         if not _is_feature(feature):
-            raise ResultRefused(f"{place[:-1]} is not a Feature")
-    return found
+            raise ResultRefused(f"{at}features[{index}] is not a Feature")
+        yield feature, f"{at}features[{index}]."
 
 
 def geometry_of(feature: JsonObject, at: str) -> JsonObject | None:
@@ -144,30 +141,36 @@ def quoted(value: Json) -> str:
     return text if len(text) <= _TEXT_IN_ERRORS else f"{text[:_TEXT_IN_ERRORS]}…"
 
 
-class _Run(NamedTuple):
-    """Positions that lie in one list (`indexed`), or share a place."""
-
-    start: int
-    place: str
-    indexed: bool
-
-
 class Positions:
-    """Positions of many geometries, gathered first and turned into numbers together."""
+    """Positions of many geometries, gathered first and turned into numbers together.
+
+    Attributes:
+        runs: the lists that were added, in order.
+    """
 
     def __init__(self) -> None:
-        self.values: list[Json] = []
-        self._runs: list[_Run] = []
+        self.runs: list[list[Json]] = []
+        self._places: list[tuple[str, bool]] = []
 
-    def add(self, positions: list[Json], place: str, *, indexed: bool = True) -> None:
+    def add(self, run: list[Json], place: str, *, indexed: bool = True) -> None:
         """Take in positions whose place is `place[0]`, `place[1]` …, or just `place` if not `indexed`."""
-        self._runs.append(_Run(len(self.values), place, indexed))
-        self.values.extend(positions)
+        self.runs.append(run)
+        self._places.append((place, indexed))
 
     def place(self, index: int) -> str:
-        """Where the position with this index was found."""
-        run = self._runs[bisect_right(self._runs, index, key=lambda run: run.start) - 1]
-        return f"{run.place}[{index - run.start}]" if run.indexed else run.place
+        """Where the position with this index, counted over all runs, was found."""
+        for run, (place, indexed) in zip(self.runs, self._places, strict=True):
+            if index < len(run):
+                return f"{place}[{index}]" if indexed else place
+            index -= len(run)
+        raise IndexError(index)
+
+    def all(self) -> list[Json]:
+        """Every position, in order."""
+        positions: list[Json] = []
+        for run in self.runs:  # not in one call: see POSITIONS_PER_STEP
+            positions.extend(run)
+        return positions
 
     def numbers(self) -> Floats:
         """The first two numbers of every position, shape (positions, 2).
@@ -175,16 +178,18 @@ class Positions:
         Raises:
             ResultRefused: a position is not a list of at least two numbers, all of them finite.
         """
-        starts = range(0, len(self.values), POSITIONS_PER_STEP)
-        return np.concatenate([np.empty((0, 2)), *map(self._numbers_of_step, starts)])
+        positions = self.all()
+        steps = [np.empty((0, 2))]
+        for start in range(0, len(positions), POSITIONS_PER_STEP):
+            numbers = _numbers(positions[start : start + POSITIONS_PER_STEP])
+            if numbers is None:
+                self._refuse(positions, start)
+            steps.append(numbers)
+        return np.concatenate(steps)
 
-    def _numbers_of_step(self, start: int) -> Floats:
-        positions = self.values[start : start + POSITIONS_PER_STEP]
-        numbers = _numbers(positions)
-        if numbers is None:
-            bad = next(index for index, position in enumerate(positions) if _problem(position))
-            raise ResultRefused(f"{self.place(start + bad)} is not a position, {_problem(positions[bad])}")
-        return numbers
+    def _refuse(self, positions: list[Json], start: int) -> NoReturn:
+        bad = next(index for index in range(start, len(positions)) if _problem(positions[index]))
+        raise ResultRefused(f"{self.place(bad)} is not a position, {_problem(positions[bad])}")
 
 
 def _numbers(positions: list[Json]) -> Floats | None:

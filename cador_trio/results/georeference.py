@@ -63,7 +63,7 @@ def _degrees(positions: Positions, referential: Referential, *, lat_step_down: b
         # Two operations, two roundings, as in plain Python: results are the same to the last bit.
         degrees = pixels * (referential.lon_step, lat_step) + (referential.upper_left_lon, referential.upper_left_lat)
     _check(degrees, positions)
-    return _as_lists(degrees, positions.values)
+    return _as_lists(degrees, positions.all())
 
 
 def _check(degrees: Floats, positions: Positions) -> None:
@@ -89,7 +89,6 @@ class _Copying:
 
     def __init__(self) -> None:
         self.positions = Positions()
-        self._runs: list[list[Json]] = []
         self._points: list[tuple[JsonObject, list[Json]]] = []
         self._boxes: list[tuple[JsonObject, list[Json]]] = []
 
@@ -103,7 +102,7 @@ class _Copying:
     def fill(self, degrees: list[list[Json]]) -> None:
         """Put converted positions, in the order in which they were gathered, into the copies."""
         start = 0
-        for run in self._runs:
+        for run in self.positions.runs:
             end = start + len(run)
             run[:] = degrees[start:end]
             start = end
@@ -121,12 +120,12 @@ class _Copying:
         return self._geometry(value, at) if kind == "geometry" else value
 
     def _collection(self, collection: JsonObject, at: str) -> JsonObject:
-        copy = self._boxed(collection, at)
+        copy = self._shell(collection, at)
         copy["features"] = [self._feature(feature, place) for feature, place in features_in(collection, at)]
         return copy
 
     def _feature(self, feature: JsonObject, at: str) -> JsonObject:
-        copy = self._boxed(feature, at)
+        copy = self._shell(feature, at)
         geometry = geometry_of(feature, at)
         if geometry is not None:
             copy["geometry"] = self._geometry(geometry, f"{at}geometry.")
@@ -134,39 +133,37 @@ class _Copying:
 
     def _geometry(self, geometry: JsonObject, at: str, depth: int = 0) -> JsonObject:
         kind = type_of(geometry, at)
-        copy = self._boxed(geometry, at)
+        copy = self._shell(geometry, at)
         if kind == "GeometryCollection":
             members = members_of(geometry, at, depth)
             copy["geometries"] = [self._geometry(member, place, depth + 1) for member, place in members]
         elif kind == "Point":
-            run = self._run([geometry.get("coordinates")], f"{at}coordinates", indexed=False)
-            self._points.append((copy, run))
+            point = [geometry.get("coordinates")]
+            self.positions.add(point, f"{at}coordinates", indexed=False)
+            self._points.append((copy, point))
         else:
             copy["coordinates"] = self._lists(geometry.get("coordinates"), NESTING[kind], f"{at}coordinates")
         return copy
 
     def _lists(self, value: Json, nesting: int, place: str) -> list[Json]:
         parts = as_list(value, place)
-        if nesting == 1:
-            return self._run(list(parts), place)
-        return [self._lists(part, nesting - 1, f"{place}[{index}]") for index, part in enumerate(parts)]
+        if nesting > 1:
+            return [self._lists(part, nesting - 1, f"{place}[{index}]") for index, part in enumerate(parts)]
+        run = parts.copy()
+        self.positions.add(run, place)
+        return run
 
-    def _boxed(self, owner: JsonObject, at: str) -> JsonObject:
+    def _shell(self, owner: JsonObject, at: str) -> JsonObject:
         """A shallow copy of the object, its `bbox` noted. A null one says nothing, and stays."""
-        copy = dict(owner)
+        copy = owner.copy()
         box = owner.get("bbox")
-        if box is None:
-            return copy
-        if not isinstance(box, list) or len(box) not in _BOX_SIZES:
-            raise ResultRefused(f"{at}bbox is not an array of 4 or 6 numbers")
-        half = len(box) // 2
-        self._boxes.append((copy, self._run([box[:half], box[half:]], f"{at}bbox", indexed=False)))
+        if box is not None:
+            if not isinstance(box, list) or len(box) not in _BOX_SIZES:
+                raise ResultRefused(f"{at}bbox is not an array of 4 or 6 numbers")
+            corners = [box[: len(box) // 2], box[len(box) // 2 :]]
+            self.positions.add(corners, f"{at}bbox", indexed=False)
+            self._boxes.append((copy, corners))
         return copy
-
-    def _run(self, positions: list[Json], place: str, *, indexed: bool = True) -> list[Json]:
-        self.positions.add(positions, place, indexed=indexed)
-        self._runs.append(positions)
-        return positions
 
 
 def _box(corner: list[Json], opposite: list[Json]) -> list[Json]:

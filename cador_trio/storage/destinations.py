@@ -276,7 +276,7 @@ def _check_folder(folder: str, policy: Policy) -> None:
             "POSIX storage is refused: CADOR_POSIX_ROOTS is not set",
             hint="The operator must set CADOR_POSIX_ROOTS to the folders that jobs may write to.",
         )
-    if not any(is_inside(folder, posixpath.normpath(root)) for root in policy.posix_roots):
+    if not any(is_inside(folder, root) for root in policy.posix_roots):
         raise folder_outside(folder, policy)
 
 

@@ -17,8 +17,8 @@ from libcloud.storage.base import Container
 from libcloud.storage.drivers.local import LocalStorageDriver
 
 from cador_trio.errors import StoreFailed
-from cador_trio.job import Body, Image, StoredObject
-from cador_trio.storage.destinations import Destination, Policy, PosixDestination
+from cador_trio.job import Body, Image, StorageRequest, StoredObject
+from cador_trio.storage.destinations import Destination, Policy, PosixDestination, resolve
 from cador_trio.storage.posix import Part, identity, in_plain_words, new_part, open_folder, sweep_parts
 
 CHUNK_BYTES = 1024 * 1024  # one read, one write, and how far an upload goes on after its cancellation
@@ -30,13 +30,17 @@ _SWEEP_EVERY_SECONDS = 3_600.0  # a folder may hold a million objects, and sweep
 class Store:
     """Stores images where their destination says. One a process; its methods may run at once.
 
-    Neither method has a deadline: set one around the call.
+    None of them has a deadline: set one around the call.
     """
 
     def __init__(self, policy: Policy, *, threads: int = DEFAULT_THREADS) -> None:
         self._policy = policy
         self._limiter = trio.CapacityLimiter(threads)
         self._swept: dict[tuple[int, int], float] = {}  # (device, inode) of a folder -> when, by its own clock
+
+    def resolve(self, request: StorageRequest, task_name: str) -> Destination:
+        """Decide where the images of a job go; see `destinations.resolve`. Raises RequestRefused."""
+        return resolve(request, task_name, self._policy)
 
     async def prepare(self, destination: Destination) -> None:
         """Find out before dispatch whether the destination can be written, and make its folder where it is missing.
@@ -53,8 +57,9 @@ class Store:
         An object of the same name is replaced in one step. The image's body is read, not closed. Raises RequestRefused
         where the folder leads out of the allowed roots by now, ResultRefused for an output name that can't be stored,
         StoreFailed for the rest. On an error, and on cancellation (noticed within `CHUNK_BYTES`; a sync that has begun
-        is waited for), nothing of the new object can be read and an old one is as it was. Once the object is there, a
-        cancellation no longer hides it: this returns.
+        is waited for), nothing of the new object can be read and an old one is as it was, but for one case: when only the
+        final sync of the folder fails, the new object is there and StoreFailed says that it may not be durable. Once
+        the object is there, a cancellation no longer hides it: this returns.
         """
         body = image.body
         reference = destination.reference(
@@ -114,11 +119,11 @@ def _upload(part: Part, body: Body) -> None:
 def local_driver(root: str) -> Any:
     """libcloud's driver for folders, without locks; for one thread at a time, and cheap (0.03 ms).
 
-    Its locks leave a file for each key in the temporary folder for ever. But the stand-in that `ex_use_locking=False`
-    puts in their place (3.9.1) returns the exception from its `__exit__`, which counts as true: an upload that fails
-    or is cancelled midway looks like a success. Hence a stand-in of ours.
+    Its locks leave a file for each key in the temporary folder for ever. The stand-in for them that it takes with
+    `ex_use_locking=False` (3.9.1) is worse: its `__exit__` returns the exception, which counts as true, so that an
+    upload that fails or is cancelled midway looks like a success. Hence a stand-in of ours.
     """
-    driver: Any = LocalStorageDriver(root, ex_use_locking=False)  # type: ignore[no-untyped-call] # libcloud's gap
+    driver: Any = LocalStorageDriver(root)  # type: ignore[no-untyped-call] # libcloud's gap
     driver._lock_cls = nullcontext  # noqa: SLF001 - there is no public way; the version is pinned, and a test watches
     return driver
 

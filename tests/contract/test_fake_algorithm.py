@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -53,17 +54,24 @@ async def algorithm(
 ) -> AsyncIterator[tuple[FakeAlgorithm, httpx.AsyncClient]]:
     """A fake and a client of it."""
     with trio.fail_after(BACKSTOP):
-        async with open_fake_algorithm(script, **options) as fake:
-            async with httpx.AsyncClient(base_url=fake.url, timeout=None, trust_env=False) as client:
-                yield fake, client
+        async with (
+            open_fake_algorithm(script, **options) as fake,
+            httpx.AsyncClient(base_url=fake.url, timeout=None, trust_env=False) as client,
+        ):
+            yield fake, client
 
 
-async def sha256_of(client: httpx.AsyncClient) -> str:
-    digest = hashlib.sha256()
-    async with client.stream("POST", "/jobs") as answer:
-        async for chunk in answer.aiter_raw():
-            digest.update(chunk)
-    return digest.hexdigest()
+async def collect(answer: httpx.Response, body: bytearray) -> None:
+    async for chunk in answer.aiter_raw():
+        body += chunk
+
+
+@asynccontextmanager
+async def post(fake: FakeAlgorithm) -> AsyncIterator[trio.SocketStream]:
+    """An execution without an HTTP client: what comes back is the wire itself."""
+    async with await trio.open_tcp_stream("127.0.0.1", fake.port) as stream:
+        await stream.send_all(b"POST /api/v1/jobs HTTP/1.1\r\nHost: algo\r\nContent-Length: 0\r\n\r\n")
+        yield stream
 
 
 # --- Answers -----------------------------------------------------------------------------------------------------
@@ -126,7 +134,10 @@ async def test_an_answer_without_names(reply: Reply, media_type: str, body: byte
 async def test_an_image_of_any_size_has_a_known_digest(size: int, chunked: bool) -> None:
     """A bare image is generated while it is sent, and its digest can be computed without it."""
     async with algorithm([AnswerImage(size, "image/tiff", chunked=chunked)]) as (_, client):
-        assert await sha256_of(client) == Pattern(size, "image/tiff").sha256
+        answer = await client.post("/jobs")
+        assert ("content-length" in answer.headers) is not chunked
+        assert len(answer.content) == size
+        assert hashlib.sha256(answer.content).hexdigest() == Pattern(size, "image/tiff").sha256
 
 
 @pytest.mark.parametrize(("media_type", "start"), [("image/png", b"\x89PNG"), ("image/tiff", b"II*\0")])
@@ -152,41 +163,21 @@ async def test_requests_share_a_connection() -> None:
 
 
 async def test_held_requests_are_released_in_any_order() -> None:
-    """A request that is held is answered when the test says so."""
-    ended: list[str] = []
+    """A request is held until the test says so, and the others stay held."""
 
-    async def ask(client: httpx.AsyncClient) -> None:
-        ended.append((await client.post("/jobs")).json())
+    async def ask(client: httpx.AsyncClient, expected: str) -> None:
+        assert (await client.post("/jobs")).json() == expected
 
-    async with algorithm([Hold(Answer("first")), Hold(Answer("second"))]) as (fake, client):
-        async with trio.open_nursery() as callers:
-            callers.start_soon(ask, client)
-            await fake.wait_for_request(1, "POST")
-            callers.start_soon(ask, client)
+    async with algorithm([Hold(Answer("first")), Hold(Answer("second"))]) as (fake, client), trio.open_nursery() as one:
+        one.start_soon(ask, client, "first")
+        await fake.wait_for_request(1, "POST")
+        async with trio.open_nursery() as other:
+            other.start_soon(ask, client, "second")
             await fake.wait_for_request(2, "POST")
             assert fake.held == 2
             fake.release(1)
-            await fake.wait_until(lambda: bool(ended) or fake.held == 1)
-            fake.release()
-    assert sorted(ended) == ["first", "second"]
-
-
-async def test_release_chooses_among_the_held() -> None:
-    """The request that is not released stays without an answer."""
-    async with algorithm([Hold(Answer("first")), Hold(Answer("second"))]) as (fake, client):
-        async with trio.open_nursery() as callers:
-            callers.start_soon(client.post, "/jobs")
-            await fake.wait_for_request(1, "POST")
-            async with trio.open_nursery() as second_caller:
-
-                async def ask() -> None:
-                    assert (await client.post("/jobs")).json() == "second"
-
-                second_caller.start_soon(ask)
-                await fake.wait_for_request(2, "POST")
-                fake.release(1)
-            assert fake.held == 1
-            fake.release()
+        assert fake.held == 1
+        fake.release()
 
 
 async def test_a_client_that_leaves_does_not_stop_the_work() -> None:
@@ -225,10 +216,12 @@ async def test_a_hanging_request_is_never_answered() -> None:
 
 async def test_a_trickle_sends_piece_by_piece() -> None:
     """The first bytes arrive long before the rest."""
-    async with algorithm([SlowTrickle(AnswerText("trickle"), piece=2, every=3_600)]) as (_, client):
-        async with client.stream("POST", "/jobs") as answer:
-            assert answer.headers["content-length"] == "7"
-            assert await anext(aiter(answer.aiter_raw())) == b"tr"
+    async with algorithm([SlowTrickle(AnswerText("trickle"), piece=2, every=3_600)]) as (fake, _), post(fake) as stream:
+        received = b""
+        while not received.endswith(b"tr"):
+            received += await stream.receive_some()
+    assert b"content-length: 7\r\n" in received.lower()
+    assert received.endswith(b"\r\n\r\ntr")
 
 
 # --- Misbehaviour ------------------------------------------------------------------------------------------------
@@ -246,30 +239,27 @@ async def test_it_can_close_before_it_answers() -> None:
 @pytest.mark.parametrize("after", [0, 5])
 async def test_it_can_die_in_the_middle_of_an_answer(reply: Reply, after: int) -> None:
     """Exactly so many bytes of the body come, and then there is nobody."""
-    received = b""
-    async with algorithm([CloseMidAnswer(after, reply)]) as (_, client):
-        async with client.stream("POST", "/jobs") as answer:
-            with pytest.raises(httpx.RemoteProtocolError):
-                async for chunk in answer.aiter_raw():
-                    received += chunk
-    assert received == b"".join(bytes(piece) for piece in reply.pieces())[:after]
+    body = bytearray()
+    async with algorithm([CloseMidAnswer(after, reply)]) as (_, client), client.stream("POST", "/jobs") as answer:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await collect(answer, body)
+    assert body == b"".join(reply.pieces())[:after]
 
 
 async def test_it_can_announce_more_than_it_sends() -> None:
     """The whole body comes, and its end never does."""
-    async with algorithm([WrongLength(100, AnswerText("short"))]) as (_, client):
-        async with client.stream("POST", "/jobs") as answer:
-            assert answer.headers["content-length"] == "100"
-            with pytest.raises(httpx.RemoteProtocolError):
-                await answer.aread()
+    body, reply = bytearray(), WrongLength(100, AnswerText("short"))
+    async with algorithm([reply]) as (_, client), client.stream("POST", "/jobs") as answer:
+        assert answer.headers["content-length"] == "100"
+        with pytest.raises(httpx.RemoteProtocolError):
+            await collect(answer, body)
+    assert body == b"short"
 
 
 async def test_it_can_send_more_than_it_announces() -> None:
     """All bytes are on the wire, although a client of good faith reads only what was announced."""
-    async with algorithm([WrongLength(3, AnswerText("longer"))]) as (fake, _):
-        async with await trio.open_tcp_stream("127.0.0.1", fake.port) as stream:
-            await stream.send_all(b"POST /api/v1/jobs HTTP/1.1\r\nHost: algo\r\nContent-Length: 0\r\n\r\n")
-            answer = b"".join([chunk async for chunk in stream])
+    async with algorithm([WrongLength(3, AnswerText("longer"))]) as (fake, _), post(fake) as stream:
+        answer = b"".join([chunk async for chunk in stream])
     assert b"content-length: 3\r\n" in answer.lower()
     assert answer.endswith(b"\r\n\r\nlonger")
 
@@ -493,7 +483,7 @@ async def test_a_pesto_job_blocks_its_caller() -> None:
 
 
 async def test_idle_connections_are_closed() -> None:
-    """After its idle time a connection is closed, and the next request makes a new one; PESTO's time is five seconds."""
+    """After its idle time (five seconds in PESTO) a connection is closed, and the next request makes a new one."""
     assert FakeAlgorithm(dialect="pesto").idle_seconds == 5.0
     async with algorithm(dialect="pesto") as (fake, client):
         fake.idle_seconds = 0.001
@@ -559,7 +549,7 @@ async def test_it_runs_as_a_process(arguments: list[str], path: str) -> None:
     with trio.fail_after(BACKSTOP):
         command = [sys.executable, "-m", "tests.peers.fake_algorithm", *arguments]
         async with trio.open_nursery() as processes:
-            process = await processes.start(run_until_cancelled, command)
+            process = await processes.start(partial(trio.run_process, command, stdout=subprocess.PIPE))
             url = await first_line(process)
             async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
                 answer = await client.post(path)
@@ -567,10 +557,6 @@ async def test_it_runs_as_a_process(arguments: list[str], path: str) -> None:
                     answer = await client.get(answer.json()["link"].replace("/status", "/results/mask"))
             processes.cancel_scope.cancel()
     assert answer.content == b'{"count": 3}' or len(answer.content) == 1234
-
-
-async def run_until_cancelled(command: list[str], *, task_status: trio.TaskStatus[trio.Process]) -> None:
-    await trio.run_process(command, stdout=subprocess.PIPE, task_status=task_status)
 
 
 async def first_line(process: trio.Process) -> str:

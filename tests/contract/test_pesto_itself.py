@@ -11,6 +11,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -297,15 +298,22 @@ def test_every_failure_is_500_with_a_detail(request: pytest.FixtureRequest, kind
         assert text in answer.json()["detail"]
 
 
-def test_what_pesto_does_not_catch_is_500_in_plain_text(stateful: httpx.Client) -> None:
-    """A body that is no JSON, an unknown job and the broken `POST /jobs` answer without JSON."""
-    answers = [
-        stateful.post("/process", content=b"not json"),
-        stateful.get("/jobs/12/status"),
-        stateful.get("/jobs/12/results"),
-        stateful.post("/jobs", json={}),
-    ]
-    assert [(answer.status_code, answer.text) for answer in answers] == [(500, "Internal Server Error")] * 4
+def test_what_pesto_does_not_catch_is_500_in_plain_text_and_drops_the_line(pesto_stateful: PestoPeer) -> None:
+    """A body that is no JSON, an unknown job and the broken `POST /jobs`: no JSON, and the connection ends unannounced.
+
+    Each is asked on a connection of its own, since a second request on the same one would meet a dead socket.
+    """
+    cases = [("POST", "/process", b"not json"), ("POST", "/jobs", b"{}"), ("GET", "/jobs/12/status", None)]
+    for method, path, body in cases:
+        connection = http.client.HTTPConnection(pesto_stateful.url.removeprefix("http://"), timeout=3)
+        with closing(connection):
+            connection.request(method, f"/api/v1{path}", body)
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (500, b"Internal Server Error")
+            assert answer.getheader("content-type") == "text/plain; charset=utf-8"
+            assert answer.getheader("connection") is None
+            # Three seconds are less than the five after which PESTO ends any idle connection.
+            assert connection.sock.recv(1) == b""
 
 
 def test_unknown_payload_keys_are_ignored(stateless: httpx.Client, pesto_stateless: PestoPeer) -> None:

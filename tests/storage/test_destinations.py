@@ -98,6 +98,14 @@ def test_gcs_reference() -> None:
     assert reference["uri"] == "gs://bucket-a/folder-b/t-1_mask_3"
 
 
+def test_file_uris_are_encoded() -> None:
+    """A `file` URI is a proper one, whatever the names hold; the path beside it is plain."""
+    destination = PosixDestination("/data/Été 1", "t:1")
+    reference = destination.reference("50%20#?", None, media_type="image/png", size=1, sha256="00")
+    assert reference["path"] == "/data/Été 1/t:1_50%20#?"
+    assert reference["uri"] == "file:///data/%C3%89t%C3%A9%201/t:1_50%2520%23%3F"
+
+
 # --- The form of outputStorage -----------------------------------------------------------------------------------
 
 

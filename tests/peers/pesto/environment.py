@@ -49,10 +49,11 @@ def pesto_python() -> Path:
     python = environment / "bin" / "python"
     complete = environment / "complete"
     CACHE.mkdir(exist_ok=True)
-    with _only_one(environment.with_suffix(".lock")):
+    with _only_one(environment.with_suffix(".lock")) as lock:
         if not complete.exists():
             shutil.rmtree(environment, ignore_errors=True)
-            _make(environment, base, python)
+            for step in _steps(environment, base, python):
+                _run(step, lock)
             complete.touch()
     return python
 
@@ -82,28 +83,34 @@ def _fingerprint(version: str) -> str:
 
 
 @contextmanager
-def _only_one(lock: Path) -> Iterator[None]:
-    """Hold an advisory lock that the kernel releases when its holder dies."""
-    with lock.open("w") as held:
+def _only_one(path: Path) -> Iterator[int]:
+    """Hold an advisory lock, given as its descriptor; the kernel releases it when all who share it have ended."""
+    with path.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        yield
+        yield held.fileno()
 
 
-def _make(environment: Path, base: str, python: Path) -> None:
+def _steps(environment: Path, base: str, python: Path) -> list[list[str | Path]]:
+    """Return the commands that make the environment: with uv where the tests' own environment has it, else with pip."""
     uv = shutil.which("uv", path=Path(sys.executable).parent)
+    install: list[str | Path] = ["install", "--require-hashes", "--requirement", LOCK]
     if uv is not None:
-        _run(uv, "venv", "--python", base, environment)
-        _run(uv, "pip", "install", "--python", python, "--require-hashes", "--requirement", LOCK)
-    else:
-        _run(base, "-m", "venv", environment)
-        _run(python, "-m", "pip", "install", "--require-hashes", "--requirement", LOCK)
+        return [[uv, "venv", "--python", base, environment], [uv, "pip", *install, "--python", python]]
+    return [[base, "-m", "venv", environment], [python, "-m", "pip", *install]]
 
 
-def _run(*command: str | Path) -> None:
-    words = [os.fspath(word) for word in command]
+def _run(step: list[str | Path], lock: int) -> None:
+    """Run one step, which shares the lock: an installer that outlives its killed maker keeps the next one waiting."""
+    words = [os.fspath(word) for word in step]
     try:
         subprocess.run(
-            words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=_INSTALL_SECONDS
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=True,
+            timeout=_INSTALL_SECONDS,
+            pass_fds=[lock],
         )
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise EnvironmentNotMade(f"{error}\n{error.output or ''}") from error

@@ -1,0 +1,102 @@
+"""A job at the algorithm, as `run_job` asks for it: attempts, and which failure is worth another one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import structlog
+import trio
+
+from cador_trio.algorithm.transport import Connection
+from cador_trio.algorithm.visit import BackOff, Means, Visit
+from cador_trio.capacity import Exchange
+from cador_trio.errors import AlgorithmBusy, AlgorithmDied, AlgorithmUnreachable, CadorError
+from cador_trio.job import Answer, JsonObject
+from cador_trio.order import Order
+
+log = structlog.get_logger(__name__)
+
+
+class AlgorithmClient:
+    """The algorithm's end of `run_job`; connections come with the slots."""
+
+    def __init__(self, means: Means) -> None:
+        self._means = means
+
+    @property
+    def tagger(self) -> str:
+        """`organization.name.version` of the describe document."""
+        return self._means.watch.described.describe.tagger
+
+    @property
+    def image_inputs(self) -> Mapping[str, bool]:
+        """The inputs that are images; name -> whether it is a list of them."""
+        return self._means.watch.described.describe.input_images
+
+    def check_inputs(self, inputs: JsonObject) -> JsonObject:
+        """The payload to send, without optional inputs that are null.
+
+        Raises:
+            RequestRefused: it does not match the algorithm's input schema.
+            AlgorithmUnreachable: the algorithm never told its schema.
+        """
+        validator = self._means.watch.described.validator
+        wanted = validator.without_null_options(inputs)
+        validator.check(wanted)
+        return wanted
+
+    async def process(self, order: Order, connection: Connection, exchange: Exchange) -> Answer:
+        """One job, retries included. What fails for want of the algorithm costs no attempt, what fails at it does.
+
+        Cancelled by abandoning the exchange: a job that waits is dropped, one that runs is cancelled on the algorithm,
+        or waited for if that can't be.
+
+        Raises:
+            CadorError: its last word on the job.
+        """
+        pauses = BackOff()
+        attempts = 0
+        while True:
+            order.deadline.excuse = None
+            try:
+                return await self._attempt(order, connection, exchange)
+            except AlgorithmUnreachable as error:
+                self._means.watch.suspect(error)
+                if not order.is_patient:
+                    raise
+                with order.deadline.standing_still():
+                    await self._means.watch.wait_reachable()
+            except AlgorithmBusy as error:
+                order.deadline.excuse = error
+                await pauses.sleep(error.retry_after)
+            except AlgorithmDied as error:
+                attempts += 1
+                if attempts >= self._means.max_attempts:
+                    message = f"{error.message} (attempt {attempts} of {self._means.max_attempts})"
+                    raise AlgorithmDied(message, hint=error.hint) from error
+                log.warning(
+                    "the algorithm failed in a way that a retry can cure", reason=error.message, attempt=attempts
+                )
+                await pauses.sleep(error.retry_after)
+
+    async def forget(self, leftovers: Sequence[str], headers: Mapping[str, str]) -> None:
+        """Delete what the algorithm still holds; what can't be deleted is logged and stays."""
+        for url in leftovers:
+            try:
+                await self._means.watch.delete(url, headers)
+            except CadorError as error:
+                log.warning("results stay on the algorithm", url=url, reason=error.message)
+                return
+
+    async def _attempt(self, order: Order, connection: Connection, exchange: Exchange) -> Answer:
+        visit = Visit(self._means, order, connection, exchange)
+        with exchange.masked():
+            posted = await visit.post()
+        if isinstance(posted, Answer):
+            return posted
+        try:
+            return await visit.follow(posted)
+        except trio.Cancelled:
+            with exchange.masked():  # shielded, and bounded by the time that abandoned work may linger
+                await visit.stop(posted)  # noqa: ASYNC102 - the shield is `masked`, which the checker can't see
+            raise

@@ -1,0 +1,357 @@
+"""The root nursery: what starts, in what order, and what stops; signals and exit codes.
+
+The one module that knows every room and introduces them to each other. Shutdown order is nesting order: what must die
+last is opened first.
+
+    spool          results have a place
+      services     HTTP listener, watcher of the algorithm, expiry, heartbeat
+        capacity   the slots and what still runs in them
+          jobs     every job, from every door
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import socket
+import ssl
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+import trio
+
+from cador_trio import __version__
+from cador_trio.algorithm.client import AlgorithmClient
+from cador_trio.algorithm.dialect import Origin
+from cador_trio.algorithm.documents import Documents
+from cador_trio.algorithm.receive import SizeLimits
+from cador_trio.algorithm.transport import Connection, tls_context
+from cador_trio.algorithm.visit import Means
+from cador_trio.algorithm.watch import PARALLEL_REQUESTS, Watch
+from cador_trio.capacity import Capacity, Limits, open_capacity
+from cador_trio.errors import CadorError, Conflict, SettingsError
+from cador_trio.intake.http.app import create_app
+from cador_trio.intake.http.door import Door
+from cador_trio.intake.http.server import Certificate, open_listener, renew_certificate, serve_http, server_tls
+from cador_trio.job import Answer, EndReason, Job, Json, JsonObject, Product, Referential
+from cador_trio.observe.health import STUCK_SECONDS, Health, Phase
+from cador_trio.registry import Registry
+from cador_trio.results.georeference import georeference
+from cador_trio.results.inputs import input_references
+from cador_trio.results.tags import TagContext, build_tags
+from cador_trio.run_job import House
+from cador_trio.self_signed import use_self_signed
+from cador_trio.settings import Settings
+from cador_trio.spool import Spool, open_spool
+from cador_trio.storage.destinations import Policy, check_storage
+from cador_trio.storage.store import Store
+
+log = structlog.get_logger(__name__)
+
+HEARTBEAT_SECONDS: Final = 1.0
+EXIT_OK: Final = 0
+EXIT_UNEXPECTED: Final = 1
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A daemon that serves. `stop` begins its orderly end."""
+
+    url: str
+    stop: Callable[[], None]
+
+
+class ServiceFailed(Exception):
+    """A service ended that should not have; the jobs had their grace before this was raised."""
+
+
+class _Ending:
+    """The wish to end, and the service that failed, if one did."""
+
+    def __init__(self) -> None:
+        self.wanted = trio.Event()
+        self.failed: str | None = None
+
+    async def supervise(self, name: str, service: Callable[[], Awaitable[object]]) -> None:
+        """Run a service for the daemon's whole life: if it fails, everything ends in order."""
+        try:
+            await service()
+        except Exception:
+            log.exception("a service failed, so the daemon ends", service=name)
+            self.failed = self.failed or name
+            self.wanted.set()
+
+
+async def run_daemon(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; the process's exit code. A second signal leaves at once with 128 + its number.
+
+    Raises:
+        ExceptionGroup: of the CadorError that says why it can't start.
+    """
+    stop = trio.Event()
+    exit_code = EXIT_OK
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        try:
+            async with trio.open_nursery() as signal_nursery:
+                signal_nursery.start_soon(_obey_signals, signals, stop)
+                await serve(settings, stop=stop, has_watchdog=True)
+                signal_nursery.cancel_scope.cancel("the daemon has ended")
+        except* ServiceFailed:
+            exit_code = EXIT_UNEXPECTED
+    return exit_code
+
+
+async def serve(
+    settings: Settings,
+    *,
+    stop: trio.Event | None = None,
+    has_watchdog: bool = False,
+    task_status: trio.TaskStatus[Serving] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """The whole daemon, until `stop` is set. Cancelling it drops everything; prefer `Serving.stop`.
+
+    `has_watchdog`: a thread writes all stacks to standard error if the event loop hangs; for one daemon a process.
+
+    Raises:
+        CadorError: it can't start.
+        ServiceFailed: an unexpected end, after the jobs had their grace.
+    """
+    ending = _Ending()
+    ending.wanted = stop or ending.wanted
+    # What can be wrong with files and ports is wrong now, before anything runs.
+    tls = _server_tls(settings)
+    connections, watch = _algorithm_ends(settings)
+    listener = _open_listener(settings)
+    with listener:
+        async with (
+            _closing(connections, watch),
+            open_spool(settings.spool_dir, int(settings.spool_bytes)) as spool,
+            trio.open_nursery() as services,
+        ):
+            health = Health(trio.current_time)
+            health.add_check(lambda: None if watch.trouble is None else watch.trouble.message)
+            registry = _registry(settings, spool)
+            services.start_soon(ending.supervise, "watcher of the algorithm", watch.run)
+            services.start_soon(ending.supervise, "history", registry.expire)
+            services.start_soon(_heartbeat, health, has_watchdog)
+            if tls is not None and (certificate := _certificate(settings)) is not None:
+                services.start_soon(ending.supervise, "certificate", lambda: renew_certificate(tls, certificate))
+            async with open_capacity(connections, _limits(settings)) as capacity, trio.open_nursery() as jobs:
+                watch.is_working = lambda: capacity.figures().in_use > 0
+                house = _house(settings, watch, spool, registry, capacity)
+                door = Door(settings, house, Documents(watch), check_storage, health, jobs, _now_ms)
+                url = _url(settings, listener)
+                http = _HttpService(door, listener, tls, ending)
+                await services.start(http.serve)
+                health.phase = Phase.SERVING
+                log.info("serving", url=url, version=__version__, algorithm=settings.processing_server)
+                task_status.started(Serving(url, ending.wanted.set))
+                await ending.wanted.wait()
+                health.phase = Phase.DRAINING
+                log.info("stopping: jobs have their grace", seconds=settings.shutdown_grace_seconds)
+                await _drain(registry, settings.shutdown_grace_seconds)
+            http.shutdown.set()
+            await http.ended.wait()
+            services.cancel_scope.cancel("the daemon has ended")
+    log.info("stopped")
+    if ending.failed is not None:
+        raise ServiceFailed(ending.failed)
+
+
+class _HttpService:
+    """The HTTP door as a service: its early return is a wish to end (hypercorn swallows KeyboardInterrupt)."""
+
+    def __init__(self, door: Door, listener: socket.socket, tls: ssl.SSLContext | None, ending: _Ending) -> None:
+        self.shutdown = trio.Event()
+        self.ended = trio.Event()
+        self._app = create_app(door)
+        self._listener = listener
+        self._tls = tls
+        self._ending = ending
+
+    async def serve(self, *, task_status: trio.TaskStatus[list[str]]) -> None:  # noqa: ASYNC128 - hypercorn does
+        try:
+            await self._ending.supervise(
+                "HTTP door",
+                lambda: serve_http(self._app, self._listener, self._tls, self.shutdown, task_status=task_status),
+            )
+        finally:
+            self.ended.set()
+            self._ending.wanted.set()
+
+
+async def _drain(registry: Registry, grace_seconds: float) -> None:
+    """Give running jobs their grace, then end them with the reason."""
+    with trio.move_on_after(grace_seconds):
+        await registry.wait_all_ended()
+    for record in registry.unfinished():
+        try:
+            record.cancel(EndReason.SHUTDOWN)
+        except Conflict:  # past the point of no return: its effects are on their way, and it will end
+            continue
+
+
+async def _obey_signals(signals: AsyncIterator[int], stop: trio.Event) -> None:
+    async for number in signals:
+        if stop.is_set():
+            # Somebody is in a hurry: no cleanup, no waiting for threads.
+            sys.stderr.flush()
+            os._exit(128 + number)
+        log.info("told to stop", signal=signal.Signals(number).name)
+        stop.set()
+
+
+async def _heartbeat(health: Health, has_watchdog: bool) -> None:
+    """The event loop is alive as long as this goes on."""
+    try:
+        while True:
+            health.beat("the event loop")
+            if has_watchdog:
+                faulthandler.dump_traceback_later(STUCK_SECONDS)
+            await trio.sleep(HEARTBEAT_SECONDS)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        health.retire("the event loop")
+
+
+# --- Introductions -----------------------------------------------------------------------------------------------
+
+
+def _algorithm_ends(settings: Settings) -> tuple[list[Connection], Watch]:
+    """A connection a slot, and some more for the watcher's small requests."""
+    try:
+        tls = tls_context(settings.algorithm_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError([f"CADOR_ALGORITHM_CA: no usable CA bundle: {error}"]) from error
+    slots = [Connection(tls) for _ in range(settings.max_concurrent_jobs)]
+    origin = Origin.from_url(settings.processing_server)
+    return slots, Watch(origin, [Connection(tls) for _ in range(PARALLEL_REQUESTS)])
+
+
+@asynccontextmanager
+async def _closing(connections: Sequence[Connection], watch: Watch) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+            for connection in connections:
+                await connection.aclose()
+            await watch.aclose()
+
+
+def _registry(settings: Settings, spool: Spool) -> Registry:
+    registry = Registry(
+        history=settings.job_history,
+        history_seconds=settings.job_history_seconds,
+        history_bytes=int(settings.job_history_bytes),
+        now_ms=_now_ms,
+    )
+    spool.make_room = registry.make_room
+    return registry
+
+
+def _limits(settings: Settings) -> Limits:
+    return Limits(
+        unfinished=settings.unfinished_jobs_limit,
+        http_share=settings.http_share,
+        waiting=settings.max_waiting_jobs,
+        waiting_bytes=int(settings.max_waiting_bytes),
+        linger_seconds=settings.job_timeout_seconds,
+    )
+
+
+def _house(settings: Settings, watch: Watch, spool: Spool, registry: Registry, capacity: Capacity[Connection]) -> House:
+    sizes = SizeLimits(answer=int(settings.max_answer_bytes), result=int(settings.max_result_bytes))
+    means = Means(watch=watch, spool=spool, limits=sizes, max_attempts=settings.max_attempts)
+    return House(
+        algorithm=AlgorithmClient(means),
+        store=Store(Policy(posix_roots=tuple(str(root) for root in settings.posix_roots))),
+        results=_Results(settings),
+        publisher=_NoTopics(),
+        spool=spool,
+        registry=registry,
+        capacity=capacity,
+        job_timeout_seconds=settings.job_timeout_seconds,
+        store_timeout_seconds=settings.store_timeout_seconds,
+        store_inline_images=settings.store_inline_images,
+    )
+
+
+class _Results:
+    """The room `results` with the operator's switches."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._lat_step_down = settings.lat_step_down
+        self._tagger = settings.tagger
+
+    def georeference(self, value: Json, referential: Referential, output: str | None) -> Json:
+        return georeference(value, referential, lat_step_down=self._lat_step_down, output=output)
+
+    def tags(
+        self, answer: Answer, job: Job, *, image_inputs: Mapping[str, bool], stored: list[JsonObject], tagger: str
+    ) -> Sequence[JsonObject]:
+        timestamp = job.request.input_timestamp
+        context = TagContext(
+            inputs=input_references(job.request.inputs, image_inputs),
+            outputs=stored,
+            task_id=job.task_id,
+            tagger=self._tagger or tagger,
+            timestamp=job.received_at if timestamp is None else timestamp,
+            now=_now_ms(),
+            referenced=job.request.referential is not None,
+        )
+        return build_tags(answer, context)
+
+
+class _NoTopics:
+    """Nobody is told: REST callers fetch their results themselves."""
+
+    takes_tags = False
+
+    async def publish(self, job: Job, product: Product, tags: Sequence[JsonObject]) -> None:
+        """Nothing to do."""
+
+
+def _server_tls(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.use_ssl:
+        return None
+    certificate = _certificate(settings)
+    try:
+        context = server_tls(certificate, settings.ssl_client_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError([f"CADOR_SSL_CERT, CADOR_SSL_KEY, CADOR_SSL_CLIENT_CA: not usable: {error}"]) from error
+    if certificate is None:
+        use_self_signed(context)
+    return context
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    if settings.ssl_cert is None or settings.ssl_key is None:
+        return None
+    return Certificate(settings.ssl_cert, settings.ssl_key)
+
+
+def _open_listener(settings: Settings) -> socket.socket:
+    try:
+        return open_listener(settings.host, settings.port)
+    except OSError as error:
+        raise CadorError(
+            f"can't listen on {settings.host}, port {settings.port}: {error.strerror or error}",
+            hint="CADOR_HOST and CADOR_PORT say where; is another process there?",
+        ) from error
+
+
+def _url(settings: Settings, listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a URL that can be opened
+    return f"{'https' if settings.use_ssl else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,93 @@
+"""What the headers of a request ask for: pure functions over their texts."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import uuid4
+
+from cador_trio.errors import RequestRefused, UnsupportedMediaType
+
+_PLAIN = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,198}[\x21-\x7e])?")
+MAX_PAGE = 1_000
+
+
+@dataclass(frozen=True)
+class Preference:
+    """`Prefer` of RFC 7240, as far as it concerns us. `wait` is in seconds."""
+
+    respond_async: bool = False
+    wait: float | None = None
+
+
+def read_prefer(values: Sequence[str]) -> Preference:
+    """The preferences in all `Prefer` headers; what we don't know or can't read is no preference (RFC 7240, 2)."""
+    respond_async = False
+    wait = None
+    for item in ",".join(values).split(","):
+        name, _, value = item.partition(";")[0].partition("=")
+        match name.strip().lower():
+            case "respond-async":
+                respond_async = True
+            case "wait" if wait is None:
+                wait = _seconds(value.strip().strip('"'))
+    return Preference(respond_async, wait)
+
+
+def correlation_id(sent: str | None) -> str:
+    """The caller's `X-Correlation-ID` if it is a short plain text, else one of ours."""
+    return sent if sent is not None and _PLAIN.fullmatch(sent) else str(uuid4())
+
+
+def idempotency_key(sent: str | None) -> str | None:
+    """The caller's `Idempotency-Key`.
+
+    Raises:
+        RequestRefused: not 1 to 200 printable ASCII characters.
+    """
+    if sent is not None and not _PLAIN.fullmatch(sent):
+        raise RequestRefused("Idempotency-Key must be 1 to 200 printable ASCII characters")
+    return sent
+
+
+def check_content_type(content_type: str | None) -> None:
+    """A request body is JSON.
+
+    Raises:
+        UnsupportedMediaType: it says that it is something else.
+    """
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if (
+        media_type
+        and media_type != "application/json"
+        and not re.fullmatch(r"[\w.!#$&^-]+/[\w.!#$&^-]+\+json", media_type)
+    ):
+        raise UnsupportedMediaType(
+            f"the Content-Type {media_type[:80]} is not JSON", hint="send application/json, or no Content-Type at all"
+        )
+
+
+def page_number(text: str | None, name: str, default: int, *, least: int, most: int | None = None) -> int:
+    """A whole number of a query string.
+
+    Raises:
+        RequestRefused: it is none, or out of its range.
+    """
+    if text is None:
+        return default
+    number = int(text) if re.fullmatch(r"[0-9]{1,9}", text) else -1
+    if number < least or (most is not None and number > most):
+        bounds = f"at least {least}" if most is None else f"{least} to {most}"
+        raise RequestRefused(f"{name} must be a whole number, {bounds}")
+    return number
+
+
+def whole_seconds(seconds: float | None) -> str:
+    """For `Retry-After`: whole seconds, at least 1."""
+    return str(max(1, math.ceil(seconds or 1)))
+
+
+def _seconds(text: str) -> float | None:
+    return float(text) if re.fullmatch(r"[0-9]{1,9}", text) else None

@@ -1,0 +1,56 @@
+"""One stream of log lines on standard error: JSON for machines, colours for a terminal; other libraries' logs included.
+
+Every line of a job carries the ids bound by `run_job`; every value passes the redaction of errors.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal
+
+import structlog
+
+from cador_trio.errors import public_text
+
+LogFormat = Literal["auto", "json", "console"]
+
+
+def set_up_logs(level: str, log_format: LogFormat) -> None:
+    """Route structlog and the standard library's logging to standard error, from this level on."""
+    is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+        _redact,
+    ]
+    renderer: structlog.typing.Processor = (
+        structlog.dev.ConsoleRenderer() if is_console else structlog.processors.JSONRenderer()
+    )
+    number = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
+    logging.root.handlers = [handler]
+    # Libraries speak up when something is wrong; their chatter is for a debugging session.
+    logging.root.setLevel(logging.DEBUG if level == "debug" else max(number, logging.WARNING))
+
+
+def _redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name, value in event.items():
+        if isinstance(value, str):
+            event[name] = _redacted_lines(value) if "\n" in value else public_text(value)
+    return event
+
+
+def _redacted_lines(text: str) -> str:
+    """A traceback keeps its lines."""
+    return "\n".join(line[: len(line) - len(line.lstrip())] + public_text(line) for line in text.splitlines())

@@ -1,0 +1,54 @@
+"""What the algorithm is asked for one job, and the clock that this runs against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import trio
+
+from cador_trio.errors import CadorError
+from cador_trio.job import JsonObject
+
+
+class Deadline:
+    """The algorithm stage's deadline: a scope whose time stands still while nobody can work on the job."""
+
+    def __init__(self, at: float) -> None:
+        self.scope = trio.CancelScope(deadline=at)
+        # Why nobody works on the job at the moment; the better error, should time run out now.
+        self.excuse: CadorError | None = None
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """The time spent in this block doesn't count."""
+        left = self.scope.deadline - trio.current_time()
+        self.scope.deadline = math.inf
+        try:
+            yield
+        finally:
+            self.scope.deadline = trio.current_time() + left
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the algorithm is asked for one job.
+
+    Attributes:
+        inputs: the payload, already checked.
+        headers: for every call of this job.
+        take_out_images: base64 images of a JSON answer are wanted as images, for a store.
+        is_patient: wait while the algorithm is unreachable; else fail at once with AlgorithmUnreachable.
+        on_running: called when the request goes out.
+        on_progress: called with 0 to 100.
+    """
+
+    inputs: JsonObject
+    headers: dict[str, str]
+    take_out_images: bool
+    is_patient: bool
+    deadline: Deadline
+    on_running: Callable[[], None]
+    on_progress: Callable[[int], None]
