@@ -74,8 +74,8 @@ class ServiceFailed(Exception):
 class _Ending:
     """The wish to end, and the service that failed, if one did."""
 
-    def __init__(self) -> None:
-        self.wanted = trio.Event()
+    def __init__(self, wanted: trio.Event | None) -> None:
+        self.wanted = trio.Event() if wanted is None else wanted
         self.failed: str | None = None
 
     async def supervise(self, name: str, service: Callable[[], Awaitable[object]]) -> None:
@@ -122,8 +122,7 @@ async def serve(
         CadorError: it can't start.
         ServiceFailed: an unexpected end, after the jobs had their grace.
     """
-    ending = _Ending()
-    ending.wanted = stop or ending.wanted
+    ending = _Ending(stop)
     # What can be wrong with files and ports is wrong now, before anything runs.
     tls = _server_tls(settings)
     connections, watch = _algorithm_ends(settings)

@@ -248,11 +248,19 @@ async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStac
 
 
 def _check_names(answer: Answer) -> None:
+    """Outputs must not be called as the envelope is, nor share a result id: one would overwrite the other."""
     for name in RESERVED_NAMES:
         if name in answer.outputs and not answer.whole:
             raise ResultRefused(
                 f"the algorithm has an output called {name}, which is the envelope's", hint="rename the output"
             )
+    ids = [image.result_id for image in answer.images()]
+    ids += [name for name, output in answer.outputs.items() if isinstance(output, Value)]
+    twice = sorted({result_id for result_id in ids if ids.count(result_id) > 1}) if len(set(ids)) < len(ids) else []
+    if twice:
+        raise ResultRefused(
+            f"two results of the algorithm would be called {twice[0]}", hint="items of a list are <output>_<index>"
+        )
 
 
 async def _georeferenced(answer: Answer, referential: Referential | None, house: House) -> Answer:

@@ -293,12 +293,8 @@ def _image_kind(declared: Json) -> bool | None:
         match = _IMAGE_REFERENCE.fullmatch(reference)
         return None if match is None else bool(match["list"])
     if declared.get("type") == "array":
-        return True if _image_kind_of_item(declared.get("items")) else None
+        return True if _image_kind(declared.get("items")) is False else None  # lists of lists are no images
     return False if _is_base64_image(declared) else None
-
-
-def _image_kind_of_item(item: Json) -> bool:
-    return isinstance(item, dict) and item.get("type") != "array" and _image_kind(item) is False
 
 
 def _is_base64_image(declared: JsonObject) -> bool:

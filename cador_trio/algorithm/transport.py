@@ -99,6 +99,9 @@ class Connection:
             # Closing a half-read body closes its connection; it must not wait for more of it.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CONNECT_SECONDS):
                 await response.aclose()
+                if response.status_code >= 500:
+                    # PESTO hangs up after some of these without saying so; the next request would run into it.
+                    await self._transport.aclose()
 
     async def aclose(self) -> None:
         """Close the connection."""

@@ -3,8 +3,8 @@
 Pure: geometry in longitude and latitude goes in, numbers come out. The atlas values are of other origin than the image:
 
 - Black Sea and Caspian: shorelines of OpenStreetMap (© OpenStreetMap contributors, ODbL), state of 2026, sampled every
-  1/120 degree; the Black Sea with the Sea of Azov from the Bosporus on, the Caspian without Garabogazköl.
-- Garabogazköl: Natural Earth, 1:10 million. Lakes Urmia and Van: GSHHG, intermediate resolution.
+  1/120 degree; the Black Sea with the Sea of Azov from the Bosporus on, the Caspian without Garabogaz Bay.
+- Garabogaz Bay: Natural Earth, 1:10 million. Lakes Urmia and Van: GSHHG, intermediate resolution.
 
 A centre is the centre of mass in the plane of longitude and latitude, here and there.
 
@@ -34,7 +34,7 @@ _WGS84: Final = Geod(ellps="WGS84")
 
 @dataclass(frozen=True, slots=True)
 class AtlasBody:
-    """A body of water in an atlas. Degrees and km²; `area` is None where the image shows only remains of it.
+    """A body of water in an atlas. Degrees and km²; without `area` it lends its name only: the image shows a part.
 
     `decides`: the detection must have it, within `TOLERANCE`.
     """
@@ -52,6 +52,7 @@ class Sighting:
 
     Attributes:
         area: km² on the ellipsoid, islands subtracted.
+        south: latitude of its southernmost point.
         is_cut: it reaches the edge of the image, so its numbers are those of a part.
         atlas: what it is compared with; None if it is cut, or not in our atlas.
     """
@@ -60,6 +61,7 @@ class Sighting:
     longitude: float
     latitude: float
     area: float
+    south: float
     is_cut: bool
     atlas: AtlasBody | None
 
@@ -74,11 +76,12 @@ class Sighting:
 ATLAS: Final = (
     AtlasBody("Black Sea and Azov", 34.41, 43.50, 461_500, decides=True),
     AtlasBody("Caspian Sea", 50.70, 41.63, 371_400, decides=True),
-    AtlasBody("Garabogazköl", 53.64, 41.35, 16_990),
+    AtlasBody("Garabogaz Bay", 53.64, 41.35, 16_990),
     AtlasBody("Lake Urmia", 45.43, 37.69, 4_390),
     AtlasBody("Lake Van", 42.96, 38.64, 3_490),
     AtlasBody("Sarygamysh Lake", 57.4, 41.9),
     AtlasBody("Aral Sea, a part", 59.2, 45.2),
+    AtlasBody("Mediterranean", 28.6, 36.4),  # what the image shows of it
 )
 
 
@@ -118,10 +121,17 @@ def _rings(feature: JsonObject) -> tuple[list[list[float]], list[list[list[float
 def _sighting(polygon: shapely.Polygon, edges: tuple[float, float, float, float]) -> Sighting:
     centre = polygon.centroid
     is_cut = any(abs(bound - edge) < EDGE for bound, edge in zip(polygon.bounds, edges, strict=True))
-    body = None if is_cut else _nearest(centre.x, centre.y)
-    name = "Seas beyond the edge" if is_cut else body.name if body is not None else "not in our atlas"
-    atlas = body if body is not None and body.area is not None else None
-    return Sighting(name, centre.x, centre.y, area_km2(polygon), is_cut, atlas)
+    body = _nearest(centre.x, centre.y)
+    is_comparable = body is not None and body.area is not None and not is_cut
+    return Sighting(
+        name="not in our atlas" if body is None else body.name,
+        longitude=centre.x,
+        latitude=centre.y,
+        area=area_km2(polygon),
+        south=polygon.bounds[1],
+        is_cut=is_cut,
+        atlas=body if is_comparable else None,
+    )
 
 
 def _nearest(longitude: float, latitude: float) -> AtlasBody | None:

@@ -19,6 +19,7 @@ from cador_trio.job import JsonObject
 
 SCALE: Final = 3  # screen pixels for one of the image
 GRID: Final = 5  # degrees between two lines of the graticule
+ROOMY: Final = 50_000  # km² from which a body has room for its name; that of a smaller one stands below it
 
 _SHORE: Final = (255, 209, 71)
 _GRATICULE: Final = (255, 255, 255, 56)
@@ -97,12 +98,12 @@ def _labelled(sightings: Sequence[Sighting]) -> Iterator[Sighting]:
 
 
 def _draw_label(brush: ImageDraw.ImageDraw, sighting: Sighting, frame: Frame) -> None:
-    x, y = frame.to_screen(sighting.longitude, sighting.latitude)
-    is_large = sighting.area > 50_000  # km²: the name fits into it; beside smaller ones it stands below
-    text = f"{sighting.name}\n{sighting.longitude:.2f}° E  {sighting.latitude:.2f}° N"
+    is_large = sighting.area > ROOMY
+    x, y = frame.to_screen(sighting.longitude, sighting.latitude if is_large else sighting.south)
+    centre = f"\n{sighting.longitude:.2f}° E  {sighting.latitude:.2f}° N"
     brush.multiline_text(
-        (x, y if is_large else y + 14),
-        text,
+        (x, y if is_large else y + 4),
+        sighting.name + ("" if sighting.is_cut else centre),
         _TEXT,
         ImageFont.load_default(20 if is_large else 15),
         anchor="mm" if is_large else "ma",

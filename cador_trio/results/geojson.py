@@ -134,10 +134,9 @@ def quoted(value: Json) -> str:
         return "an array"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    try:
-        text = repr(value)
-    except ValueError:  # Python refuses to print integers of more than 4,300 digits
-        text = "a number of thousands of digits"
+    if isinstance(value, int) and not is_finite_number(value):
+        return "an integer past the largest float"
+    text = repr(value)
     return text if len(text) <= _TEXT_IN_ERRORS else f"{text[:_TEXT_IN_ERRORS]}…"
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import shapely  # type: ignore[import-untyped]  # it publishes no types
+import shapely
 from pyproj import Geod
 
 from cador_trio.errors import ResultRefused
@@ -137,7 +137,7 @@ class _Parts:
         lines, line_ends = self._lines.numbers(), _ends(map(len, self._lines.runs))
         parts: Shapes = np.concatenate(
             (
-                shapely.points(self._points.numbers()),
+                shapely.from_ragged_array(kind.POINT, self._points.numbers()),
                 shapely.from_ragged_array(kind.LINESTRING, lines, (line_ends,)),
                 shapely.from_ragged_array(kind.POLYGON, rings, (ring_ends, _ends(self._polygon_sizes))),
             )

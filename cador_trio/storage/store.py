@@ -57,9 +57,9 @@ class Store:
         An object of the same name is replaced in one step. The image's body is read, not closed. Raises RequestRefused
         where the folder leads out of the allowed roots by now, ResultRefused for an output name that can't be stored,
         StoreFailed for the rest. On an error, and on cancellation (noticed within `CHUNK_BYTES`; a sync that has begun
-        is waited for), nothing of the new object can be read and an old one is as it was, but for one case: when only the
-        final sync of the folder fails, the new object is there and StoreFailed says that it may not be durable. Once
-        the object is there, a cancellation no longer hides it: this returns.
+        is waited for), nothing of the new object can be read and an old one is as it was. One exception: if only the
+        last sync, that of the folder, fails, the new object is in place, though perhaps not for long. Once it is in
+        place, a cancellation no longer hides it: this returns.
         """
         body = image.body
         reference = destination.reference(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -600,6 +601,16 @@ class TestErrors:
         """Both forms are read, cut to an hour; anything else counts as absent."""
         assert read_retry_after(value, now=1_795_528_800.0) == seconds  # Tue, 24 Nov 2026 14:00:00 GMT
 
+    def test_a_date_without_a_zone_is_not_ours(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """`-0000` is UTC, wherever the daemon runs."""
+        monkeypatch.setenv("TZ", "JST-9")
+        time.tzset()
+        try:
+            assert read_retry_after("Tue, 24 Nov 2026 14:00:30 -0000", now=1_795_528_800.0) == 30.0
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+
     @given(
         st.integers(0, 1_000), st.text(), st.binary() | odd_documents.map(lambda v: json.dumps(v).encode()), st.text()
     )
@@ -726,7 +737,7 @@ class TestBytes:
         assert sniff.data_url_media_type("aGVsbG8=") == ""
 
     @pytest.mark.parametrize(
-        "text", ["", "\n", "aGVsbG8", "aGVsb_8=", "é", "aGVs=bG8", "data:image/png,x", "data:;base64,"]
+        "text", ["", "\n", "aGVsbG8", "aGVsb_8=", "aGVs!bG8=", "é", "aGVs=bG8", "data:image/png,x", "data:;base64,"]
     )
     def test_what_is_not_base64_is_broken(self, text: str) -> None:
         """An image that was cut short or garbled is not made into other bytes."""

@@ -207,6 +207,15 @@ def test_a_schema_that_does_not_compile_refuses_nothing(schema: Any) -> None:
     assert validator.without_null_options({"anything": None}) == {"anything": None}
 
 
+def test_no_reference_is_fetched(tmp_path: Path) -> None:
+    """Not even a good schema on our own disk is read because an algorithm names it."""
+    target = tmp_path / "image.json"
+    target.write_text('{"type": "string"}', encoding="utf-8")
+    validator = compile_inputs({"properties": {"image": {"$ref": target.as_uri()}}})
+    assert validator.problem is not None
+    assert "remote references are not followed" in validator.problem
+
+
 def test_optional_nulls_are_left_out() -> None:
     """Null means "not given" where the schema has no null; required, nullable and unknown inputs keep theirs."""
     inputs = {"image": None, "sigma": None, "label": None, "either": None, "unknown": None, "pesto": None}
