@@ -10,12 +10,8 @@ import hashlib
 import io
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,24 +21,20 @@ from PIL import Image
 from rich.console import Console
 from rich.status import Status
 
-from cador_trio import daemon
 from cador_trio.commands.atlas import Sighting, compare, shortcomings
 from cador_trio.commands.demo import DemoFailed
 from cador_trio.commands.picture import Frame, draw
-from cador_trio.commands.report import Places, bodies_table, places_text
+from cador_trio.commands.processes import JOB_SECONDS, find_algorithm, open_algorithm, open_daemon
+from cador_trio.commands.report import Places, bodies_table, done, places_text
 from cador_trio.job import JsonObject
 from cador_trio.observe.logs import set_up_logs
-from cador_trio.settings import Settings
 
 IMAGE: Final = "blue-marble-black-sea-caspian.png"
 # The image has 15 pixels a degree, north up, from 24° E, 50° N on.
 FRAME: Final = Frame(24.0, 50.0, 1 / 15, -1 / 15)
 TASK: Final = "demo"
 
-START_SECONDS: Final = 60.0  # for the algorithm to listen; the first import of its libraries reads 100 MB from disk
-JOB_SECONDS: Final = 120.0  # from readiness to the last result; usually less than one
 ASK_AGAIN_SECONDS: Final = 0.1  # between looks at a daemon that isn't ready
-LONGEST_LINE: Final = 1_000  # bytes that the algorithm may write before its first line has to end
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +57,7 @@ async def demonstrate(keep: bool, folder: Path) -> bool:
     """
     console = Console(highlight=False)
     set_up_logs("warning", "auto")
-    algorithm = _find_algorithm()
+    algorithm = find_algorithm()
     _make(folder)
     has_finished, stop = trio.Event(), trio.Event()
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -92,85 +84,6 @@ async def _obey(
             stop.set()
         else:
             life.cancel(signal.Signals(number).name)
-
-
-# --- The two processes -------------------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def open_algorithm(folder: Path, console: Console) -> AsyncIterator[str]:
-    """Run the example algorithm in a process of its own on a free port; gives its base URL, ends it at the exit.
-
-    Raises DemoFailed if it does not start, or ends by itself.
-    """
-    # A session of its own: Ctrl-C reaches us alone, and we end the two in order.
-    command = [sys.executable, str(folder / "server.py"), "--host", "127.0.0.1", "--port", "0"]
-    async with trio.open_nursery() as nursery:
-        with console.status("Starting the example algorithm …"), trio.move_on_after(START_SECONDS):
-            process: trio.Process = await nursery.start(
-                partial(trio.run_process, command, stdout=subprocess.PIPE, start_new_session=True, check=False)
-            )
-            url = await _first_line(process)
-        if not url:
-            raise DemoFailed(
-                f"the example algorithm did not start (exit code {process.returncode})",
-                f"what it wrote is above; try it alone: {' '.join(command)}",
-            )
-        _done(console, f"The example algorithm, a water-body detector, listens at {url}")
-        nursery.start_soon(_watch, process)
-        yield url
-        nursery.cancel_scope.cancel("the demo is over")
-
-
-async def _first_line(process: trio.Process) -> str:
-    """The first line on its standard output; empty if it ended without one."""
-    assert process.stdout is not None  # noqa: S101 - asked for with PIPE
-    text = b""
-    while b"\n" not in text and len(text) < LONGEST_LINE:
-        chunk = await process.stdout.receive_some()
-        if not chunk:
-            await process.wait()
-            return ""
-        text += chunk
-    return text.partition(b"\n")[0].decode("utf-8", "replace").strip()
-
-
-async def _watch(process: trio.Process) -> None:
-    code = await process.wait()
-    raise DemoFailed(
-        f"the example algorithm ended by itself, with code {code}", "what it wrote is above; was it killed?"
-    )
-
-
-@asynccontextmanager
-async def open_daemon(algorithm_url: str, folder: Path, console: Console) -> AsyncIterator[str]:
-    """Run the daemon on a free port in front of the algorithm; gives its base URL, ends it in order at the exit.
-
-    It may store in `folder`. Raises CadorError if it can't start.
-    """
-    settings = Settings(
-        processing_server=algorithm_url,
-        host="127.0.0.1",
-        port=0,
-        posix_roots=(folder,),
-        job_timeout_seconds=JOB_SECONDS,
-        shutdown_grace_seconds=1,
-        log_level="warning",
-    )
-    async with trio.open_nursery() as nursery:
-        serving: daemon.Serving = await nursery.start(daemon.serve, settings)
-        _done(console, f"The daemon in front of it listens at {serving.url}")
-        yield serving.url
-        serving.stop()
-
-
-def _find_algorithm() -> Path:
-    """The folder of the example algorithm: beside the installed package, or in a source tree."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "_water_bodies", package.parent / "containers" / "water-bodies"):
-        if (folder / "server.py").is_file():
-            return folder
-    raise DemoFailed("the example algorithm is not in this installation", "install cador-trio from its wheel or source")
 
 
 def _make(folder: Path) -> None:
@@ -226,7 +139,7 @@ async def _run_job(url: str, image: Path, folder: Path, console: Console) -> Res
                 with console.status("The job …") as line:
                     answer = await client.post("/api/v1/jobs", json=request, headers={"Prefer": "respond-async"})
                     status = await _follow(client, _json(answer, 202)["href"], line)
-                _done(console, f"Job {status['jobId']} with {IMAGE} succeeded in {status['duration'] / 1000:.2f} s")
+                done(console, f"Job {status['jobId']} with {IMAGE} succeeded in {status['duration'] / 1000:.2f} s")
                 water = _json(await client.get(f"{status['href']}/water"), 200)
                 mask = _json(await client.get(f"{status['href']}/mask"), 200)
     except trio.TooSlowError as error:
@@ -304,7 +217,3 @@ async def _verify_mask(results: Results, size: tuple[int, int]) -> JsonObject:
     if (shape, white) != (size, pixels):
         raise DemoFailed(f"the stored mask shows {white} pixels of water, not {pixels}", "look at the file")
     return results.mask
-
-
-def _done(console: Console, text: str) -> None:
-    console.print(f"[green]✓[/green] {text}", soft_wrap=True)

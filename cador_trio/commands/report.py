@@ -1,4 +1,4 @@
-"""What the demo prints at its end: the bodies of water beside the atlas, and where to look further.
+"""What the demo prints: steps, then the bodies of water beside the atlas, and where to look further.
 
 Needs rich (the extra `demo`). Made to fit 80 columns; addresses and paths stay in one piece whatever their length.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,11 @@ from cador_trio.job import JsonObject
 
 _HEADING = f"{'lon':>5}  {'lat':>5}  {'km²':>7}"
 _WIDTH = len(_HEADING)
+
+
+def done(console: Console, text: str) -> None:
+    """Print a step that is behind us. Nothing is wrapped: an address that is broken into lines can't be copied."""
+    console.print(f"[green]✓[/green] {text}", soft_wrap=True)
 
 
 def bodies_table(sightings: Sequence[Sighting]) -> Table:

@@ -40,9 +40,9 @@ worker = trio.CapacityLimiter(1)
 
 
 @app.get("/api/v1/describe")
-async def describe() -> dict[str, Any]:
+async def describe() -> Response:
     """Say what goes in and what comes out."""
-    return DESCRIBE
+    return Response(json.dumps(DESCRIBE), content_type="application/json")
 
 
 @app.get("/api/v1/health")

@@ -1,0 +1,54 @@
+# The verbs of this project; CI calls the same ones. `just --list` shows them.
+
+python := ".venv/bin/python"
+uv := ".venv/bin/uv"
+
+# What is here
+default:
+    @{{ just_executable() }} --list
+
+# Make the virtual environment and install what the lock file pins
+install:
+    test -x {{ python }} || python3 -m venv .venv
+    test -x {{ uv }} || {{ python }} -m pip install --quiet uv
+    {{ uv }} pip install --quiet --python {{ python }} --require-hashes -r requirements-dev.lock
+    {{ uv }} pip install --quiet --python {{ python }} --no-deps --no-build-isolation --editable .
+
+# Format, lint and type checks; changes nothing
+check: install
+    .venv/bin/ruff format --check .
+    .venv/bin/ruff check .
+    .venv/bin/flake8 cador_trio tests containers benchmarks
+    .venv/bin/mypy
+
+# Put the formatting right
+format: install
+    .venv/bin/ruff format .
+    .venv/bin/ruff check --fix .
+
+# All tests; arguments go to pytest
+test *arguments: install
+    {{ python }} -m pytest {{ arguments }}
+
+# The main job on real input: bodies of water around the Black Sea and the Caspian
+demo *arguments: install
+    .venv/bin/cador-trio demo {{ arguments }}
+
+# Speed beside a peer, as ratios; takes some minutes
+bench: install
+    {{ python }} -m benchmarks.latency
+    {{ python }} -m benchmarks.idle
+
+# The wheel and the source archive, in dist/
+build: install
+    rm -rf dist
+    {{ python }} -m build --no-isolation --outdir dist .
+
+# The daemon's image, by the container engine that is here
+image engine="docker": build
+    {{ engine }} build --file containers/Containerfile --tag cador-trio .
+
+# Resolve the dependencies anew
+lock:
+    {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra self-signed pyproject.toml --output-file requirements.lock
+    {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml --output-file requirements-dev.lock
