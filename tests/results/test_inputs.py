@@ -73,6 +73,12 @@ def test_other_texts_are_named_by_their_own_bytes(text: str) -> None:
     assert reference(text) == expected
 
 
+def test_padding_ends_base64_wherever_a_step_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Base64 that goes on after its padding is none, also if the padding closes a step."""
+    monkeypatch.setattr(module, "_CHARACTERS_PER_STEP", 8)
+    assert reference("YWJjZA==YWJj")["size"] == 12
+
+
 def test_one_entry_an_image() -> None:
     """Lists have an entry each; absent and null images have none; other inputs are not looked at."""
     inputs = {"sigma": "s3://no", "scenes": ["file:///a", None, "file:///b"], "mask": None, "image": "file:///c"}
