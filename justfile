@@ -34,10 +34,19 @@ test *arguments: install
 demo *arguments: install
     .venv/bin/cador-trio demo {{ arguments }}
 
+# Draw docs/settings.md from the table of settings
+docs: install
+    {{ python }} -m cador_trio.settings_page > docs/settings.md
+
 # Speed beside a peer, as ratios; takes some minutes
 bench: install
     {{ python }} -m benchmarks.latency
     {{ python }} -m benchmarks.idle
+
+# Uploads beside plain libcloud and other clients, as ratios; some minutes. `--quick` for a look
+bench-storage *arguments: install
+    {{ uv }} pip install --quiet --python {{ python }} --require-hashes -r requirements-bench.lock
+    {{ python }} -m benchmarks.storage {{ arguments }}
 
 # The wheel and the source archive, in dist/
 build: install
@@ -52,3 +61,4 @@ image engine="docker": build
 lock:
     {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra self-signed pyproject.toml --output-file requirements.lock
     {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml --output-file requirements-dev.lock
+    {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group bench --constraint requirements-dev.lock --output-file requirements-bench.lock

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -18,7 +18,7 @@ import outcome
 import structlog
 import trio
 
-from cador_trio.errors import NotNow
+from cador_trio.errors import CadorError, NotNow
 from cador_trio.job import Door
 
 T = TypeVar("T")
@@ -55,7 +55,8 @@ def next_door(
         return wanting[0] if wanting else None
     if limit == 1:
         return "kafka" if last == "http" else "http"
-    return "http" if in_use["http"] < max(1, math.floor(share * limit)) else "kafka"
+    # A tenth of ten slots is one, whatever binary fractions make of it.
+    return "http" if in_use["http"] < max(1, math.floor(share * limit + 1e-9)) else "kafka"
 
 
 class Exchange:
@@ -70,26 +71,37 @@ class Exchange:
         self._linger_seconds = linger_seconds
         self._scope = trio.CancelScope()
         self._mask = trio.CancelScope(shield=True)
+        self._last_words = 0.0  # seconds that the current mask may still take when the daemon stops
+        self._ended = False
 
-    @contextmanager
-    def masked(self) -> Iterator[None]:
-        """What happens in here goes on after the job has left, for a bounded time."""
+    async def masked(self, work: Callable[[], Awaitable[T]], *, last_words: float = 0.0) -> T:
+        """Do this piece of the work even after the job has left, for a bounded time. Only then is it cancelled.
+
+        `last_words`: seconds that it may still take when the daemon stops.
+        """
         self._mask = trio.CancelScope(shield=True)
-        if self.abandoned:
-            self._mask.deadline = trio.current_time() + self._linger_seconds
+        self._last_words = last_words
+        self._bound_mask()
         with self._mask:
-            yield
+            return await work()
+        return await trio.sleep_forever()  # the mask has fallen, so everything around it is cancelled
 
     def abandon(self, reason: str) -> None:
         """The job has left."""
         self.abandoned = True
-        self._mask.deadline = min(self._mask.deadline, trio.current_time() + self._linger_seconds)
+        self._bound_mask()
         self._scope.cancel(reason)
 
     def end(self, reason: str) -> None:
-        """The daemon stops: nothing goes on."""
+        """The daemon stops: nothing goes on but last words."""
+        self._ended = True
+        self._bound_mask()
         self._scope.cancel(reason)
-        self._mask.cancel(reason)
+
+    def _bound_mask(self) -> None:
+        if self._ended or self.abandoned:
+            seconds = self._last_words if self._ended else self._linger_seconds
+            self._mask.deadline = min(self._mask.deadline, trio.current_time() + seconds)
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,11 +139,12 @@ class Dispatch(Generic[C]):
 
 
 class BytesReservation:
-    """The bytes of one waiting body, from its first chunk until its job no longer waits."""
+    """What one waiting job takes up: the bytes of its body from the first chunk on, then one of the waiting places."""
 
     def __init__(self, capacity: Capacity[Any]) -> None:
         self._capacity = capacity
         self._size = 0
+        self._has_place = False
 
     def grow(self, size: int) -> None:
         """Count this many more.
@@ -142,24 +155,34 @@ class BytesReservation:
         self._capacity.count_waiting_bytes(size)
         self._size += size
 
+    def take_place(self) -> None:
+        """Wait for a slot from now on, or for whatever comes before it.
+
+        Raises:
+            NotNow: no slot is free and all `CADOR_MAX_WAITING_JOBS` places are taken; with the seconds after which one
+                should be free.
+        """
+        self._capacity.take_waiting_place()
+        self._has_place = True
+
     def release(self) -> None:
-        """Count none of them any more; harmless a second time."""
+        """The job no longer waits: it runs, or it has ended. Harmless a second time."""
         self._capacity.count_waiting_bytes(-self._size)
         self._size = 0
+        if self._has_place:
+            self._has_place = False
+            self._capacity.leave_waiting_place()
 
 
 @dataclass(frozen=True)
 class CapacityFigures:
-    """What health, metrics and error hints say about capacity."""
+    """What health and metrics say about capacity."""
 
     slots: int
     in_use: int
     unfinished: int
     waiting: Mapping[Door, int]
     waiting_bytes: int
-
-    def __str__(self) -> str:
-        return f"{self.in_use} running, {sum(self.waiting.values())} waiting"
 
 
 class Capacity(Generic[C]):
@@ -175,6 +198,7 @@ class Capacity(Generic[C]):
         self._waiters: dict[Door, deque[_Waiter[C]]] = {door: deque() for door in DOORS}
         self._unfinished = 0
         self._waiting_bytes = 0
+        self._taken_places = 0
         self._last_door: Door = "kafka"
         self._durations: deque[float] = deque(maxlen=RECENT_DURATIONS)
 
@@ -202,25 +226,25 @@ class Capacity(Generic[C]):
             )
         self._waiting_bytes += size
 
-    def check_waiting_place(self, door: Door) -> None:
-        """Is there room for one more job of this door, at once or waiting?
-
-        Raises:
-            NotNow: with the seconds after which a place should be free.
-        """
-        if self._free and self._unfinished < self._limits.unfinished and not self._waiters[door]:
-            return
-        if len(self._waiters[door]) >= self._limits.waiting:
+    def take_waiting_place(self) -> None:
+        """See `BytesReservation.take_place`. Counted from admission on, since a job may wait for more than a slot."""
+        ready_slots = min(len(self._free), self._limits.unfinished - self._unfinished)
+        if self._taken_places >= ready_slots + self._limits.waiting:
             raise NotNow(
                 "all processing slots are taken, try again later",
-                hint=str(self.figures()),
+                hint=f"{sum(self._in_use.values())} running, {self._taken_places} waiting",
                 retry_after=self.retry_after(),
             )
+        self._taken_places += 1
+
+    def leave_waiting_place(self) -> None:
+        """See `BytesReservation.release`."""
+        self._taken_places -= 1
 
     def retry_after(self) -> float:
         """Seconds until a newcomer would get a slot, from what recent jobs took; at least 1."""
         mean = sum(self._durations) / len(self._durations) if self._durations else FIRST_GUESS_SECONDS
-        ahead = sum(len(waiters) for waiters in self._waiters.values()) + 1
+        ahead = max(self._taken_places, sum(len(waiters) for waiters in self._waiters.values())) + 1
         return max(1.0, mean * ahead / self._slots)
 
     @asynccontextmanager
@@ -237,6 +261,7 @@ class Capacity(Generic[C]):
     ) -> T:
         """See `Dispatch.at_algorithm`."""
         visit = _Visit(Exchange(self._limits.linger_seconds), work, dispose)
+        self._exchanges.add(visit.exchange)
         self._work_nursery.start_soon(self._host, door, slot, visit)
         try:
             await visit.ended.wait()
@@ -247,7 +272,6 @@ class Capacity(Generic[C]):
 
     async def _host(self, door: Door, slot: Slot[C], visit: _Visit[C, T]) -> None:
         started = trio.current_time()
-        self._exchanges.add(visit.exchange)
         try:
             await visit.run(slot.connection)
         finally:
@@ -324,13 +348,12 @@ class _Visit(Generic[C, T]):
         self._outcome: outcome.Value[T] | outcome.Error | None = None
 
     async def run(self, connection: C) -> None:
-        with self.exchange._scope as scope:  # noqa: SLF001 - Exchange is this module's
+        with self.exchange._scope:  # noqa: SLF001 - Exchange is this module's
+            await trio.lowlevel.checkpoint_if_cancelled()  # work that was left before it began never begins
             try:
                 self._outcome = outcome.Value(await self._work(connection, self.exchange))
             except Exception as error:  # unwrapped in the job's task
                 self._outcome = outcome.Error(error)
-        if self._outcome is None and not scope.cancelled_caught:
-            raise RuntimeError("work at the algorithm ended without an outcome")
         self.ended.set()
         if self.exchange.abandoned:
             self._drop()
@@ -349,8 +372,10 @@ class _Visit(Generic[C, T]):
         match self._outcome:
             case outcome.Value(value):
                 self._dispose(value)
+            case outcome.Error(CadorError() as error):
+                log.info("work that its job had left failed", reason=error.message)
             case outcome.Error(error):
-                log.info("work that its job had left failed", error=str(error))
+                log.error("work that its job had left failed for a reason that nobody thought of", exc_info=error)
         self._outcome = None
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import secrets
 import ssl
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -13,8 +17,13 @@ from cador_trio.algorithm.dialect import Origin
 from cador_trio.algorithm.transport import Connection, tls_context
 from cador_trio.algorithm.watch import Watch
 from cador_trio.errors import CadorError, SettingsError
-from cador_trio.intake.http.server import open_listener
+from cador_trio.intake.http.server import Certificate, open_listener, server_tls
 from cador_trio.settings import Settings
+from cador_trio.storage.destinations import check_storage
+from cador_trio.storage.setup import open_store
+from cador_trio.storage.store import Store
+
+PROFILE_SECONDS: Final = 15.0  # for one storage profile, retries included
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,19 @@ class Finding:
         return f"{'ok' if self.is_good else 'FAILED'}: {self.text}"
 
 
-async def check_neighbours(settings: Settings) -> list[Finding]:
-    """Try the algorithm, the folders and the port; nothing is left behind.
+async def check_neighbours(settings: Settings, profiles: Sequence[str] = ()) -> list[Finding]:
+    """Try the algorithm, the folders, these storage profiles, the certificate and the port; nothing is left behind.
 
     Raises:
         SettingsError: a file that a setting names is no use.
     """
-    return [await _algorithm(settings), *_folders(settings), _port(settings)]
+    return [
+        await _algorithm(settings),
+        *_folders(settings),
+        *await _profiles(settings, profiles),
+        *_certificate(settings),
+        _port(settings),
+    ]
 
 
 async def _algorithm(settings: Settings) -> Finding:
@@ -46,7 +61,8 @@ async def _algorithm(settings: Settings) -> Finding:
     try:
         described = await watch.describe({})
     except CadorError as error:
-        return Finding(is_good=False, text=f"algorithm: {error.message} ({error.hint})")
+        hint = f" ({error.hint})" if error.hint else ""
+        return Finding(is_good=False, text=f"algorithm: {error.message}{hint}")
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
             await watch.aclose()
@@ -72,6 +88,37 @@ def _folder(root: Path) -> Finding:
     return Finding(
         is_good=writable, text=f"POSIX storage: {root}: {'writable' if writable else 'not writable by this user'}"
     )
+
+
+async def _profiles(settings: Settings, names: Sequence[str]) -> list[Finding]:
+    with closing(open_store(settings)) as store:
+        return [await _profile(store, name) for name in names]
+
+
+async def _profile(store: Store, name: str) -> Finding:
+    """Write a probe object, read it back, delete it."""
+    where = f"storage profile {name}"
+    try:
+        with trio.fail_after(PROFILE_SECONDS):
+            request = check_storage({"profile": name})
+            if request is not None:
+                await store.probe(store.resolve(request, f"cador-check-{secrets.token_hex(4)}"))
+    except CadorError as error:
+        hint = f" ({error.hint})" if error.hint else ""
+        return Finding(is_good=False, text=f"{where}: {error.message}{hint}")
+    except trio.TooSlowError:
+        return Finding(is_good=False, text=f"{where}: no answer within {PROFILE_SECONDS:g} s")
+    return Finding(is_good=True, text=f"{where}: an object was written, read back and deleted")
+
+
+def _certificate(settings: Settings) -> list[Finding]:
+    if not settings.use_ssl or settings.ssl_cert is None or settings.ssl_key is None:
+        return []
+    try:
+        server_tls(Certificate(settings.ssl_cert, settings.ssl_key), settings.ssl_client_ca)
+    except (OSError, ssl.SSLError) as error:
+        raise SettingsError([f"CADOR_SSL_CERT, CADOR_SSL_KEY, CADOR_SSL_CLIENT_CA: not usable: {error}"]) from error
+    return [Finding(is_good=True, text=f"certificate: {settings.ssl_cert}: usable with its key")]
 
 
 def _port(settings: Settings) -> Finding:

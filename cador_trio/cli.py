@@ -17,7 +17,7 @@ import trio
 
 from cador_trio import __version__
 from cador_trio.errors import CadorError, SettingsError
-from cador_trio.settings import Settings, load_settings, unknown_variables
+from cador_trio.settings import load_settings, read_variables, unknown_variables
 
 EXIT_UNEXPECTED: Final = 1
 EXIT_SETTINGS: Final = 2
@@ -48,28 +48,35 @@ def serve(env_file: Path | None = None) -> None:
     from cador_trio.observe.logs import set_up_logs
 
     with _errors_told():
-        settings = _settings(env_file)
+        settings = load_settings(os.environ, env_file)
         set_up_logs(settings.log_level, settings.log_format)
-        for name in unknown_variables(os.environ):
+        for name in unknown_variables(read_variables(os.environ, env_file)):
             click.echo(f"warning: {name} is no setting of cador-trio", err=True)
         sys.exit(trio.run(run_daemon, settings, strict_exception_groups=True))
 
 
 @main.command()
 @_env_file
-def check(env_file: Path | None) -> None:
+@click.option(
+    "--storage",
+    "profiles",
+    multiple=True,
+    metavar="PROFILE",
+    help="Also write a small object to this storage profile, read it back and delete it; may be repeated.",
+)
+def check(env_file: Path | None, profiles: tuple[str, ...]) -> None:
     """Show the effective settings and try what they point at; exit code 2 or 3 if something is wrong."""
     from cador_trio.check import check_neighbours
     from cador_trio.observe.logs import set_up_logs
 
     with _errors_told():
         set_up_logs("error", "auto")
-        settings = _settings(env_file)
+        settings = load_settings(os.environ, env_file)
         for name, value in settings.rows():
             click.echo(f"{name}={value}")
-        for name in unknown_variables(os.environ):
+        for name in unknown_variables(read_variables(os.environ, env_file)):
             click.echo(f"unknown: {name} is no setting of cador-trio, is it misspelt?")
-        findings = trio.run(check_neighbours, settings)
+        findings = trio.run(check_neighbours, settings, profiles)
         for finding in findings:
             click.echo(str(finding))
         sys.exit(0 if all(finding.is_good for finding in findings) else 3)
@@ -83,10 +90,6 @@ def demo(keep: bool, output: Path | None) -> None:
     from cador_trio.commands.demo import run_demo
 
     sys.exit(run_demo(keep=keep, output=output))
-
-
-def _settings(env_file: Path | None) -> Settings:
-    return load_settings(os.environ, env_file)
 
 
 @contextmanager

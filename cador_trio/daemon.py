@@ -49,7 +49,8 @@ from cador_trio.run_job import House
 from cador_trio.self_signed import use_self_signed
 from cador_trio.settings import Settings
 from cador_trio.spool import Spool, open_spool
-from cador_trio.storage.destinations import Policy, check_storage
+from cador_trio.storage.destinations import check_storage
+from cador_trio.storage.setup import open_store
 from cador_trio.storage.store import Store
 
 log = structlog.get_logger(__name__)
@@ -125,6 +126,7 @@ async def serve(
     ending = _Ending(stop)
     # What can be wrong with files and ports is wrong now, before anything runs.
     tls = _server_tls(settings)
+    store = open_store(settings)
     connections, watch = _algorithm_ends(settings)
     listener = _open_listener(settings)
     with listener:
@@ -138,12 +140,13 @@ async def serve(
             registry = _registry(settings, spool)
             services.start_soon(ending.supervise, "watcher of the algorithm", watch.run)
             services.start_soon(ending.supervise, "history", registry.expire)
+            services.start_soon(ending.supervise, "connections to stores", store.run)
             services.start_soon(_heartbeat, health, has_watchdog)
             if tls is not None and (certificate := _certificate(settings)) is not None:
                 services.start_soon(ending.supervise, "certificate", lambda: renew_certificate(tls, certificate))
             async with open_capacity(connections, _limits(settings)) as capacity, trio.open_nursery() as jobs:
                 watch.is_working = lambda: capacity.figures().in_use > 0
-                house = _house(settings, watch, spool, registry, capacity)
+                house = _house(settings, watch, store, spool, registry, capacity)
                 door = Door(settings, house, Documents(watch), check_storage, health, jobs, _now_ms)
                 url = _url(settings, listener)
                 http = _HttpService(door, listener, tls, ending)
@@ -265,12 +268,14 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _house(settings: Settings, watch: Watch, spool: Spool, registry: Registry, capacity: Capacity[Connection]) -> House:
+def _house(  # noqa: PLR0913, PLR0917 - an introduction of everybody to each other
+    settings: Settings, watch: Watch, store: Store, spool: Spool, registry: Registry, capacity: Capacity[Connection]
+) -> House:
     sizes = SizeLimits(answer=int(settings.max_answer_bytes), result=int(settings.max_result_bytes))
     means = Means(watch=watch, spool=spool, limits=sizes, max_attempts=settings.max_attempts)
     return House(
         algorithm=AlgorithmClient(means),
-        store=Store(Policy(posix_roots=tuple(str(root) for root in settings.posix_roots))),
+        store=store,
         results=_Results(settings),
         publisher=_NoTopics(),
         spool=spool,

@@ -10,27 +10,43 @@ a secret, and `public_text` cuts and redacts what neighbours said before it gets
 from __future__ import annotations
 
 import re
-from typing import ClassVar
+from typing import ClassVar, Self
 
 MAX_ERROR_TEXT = 2_000  # characters of an error text that leave the process (wire contract, 3.3)
 
-_URL_USER_INFO = re.compile(r"(?P<scheme>[a-zA-Z][a-zA-Z0-9+.-]*://)[^/\s@\"'<>]*@")
-# `name=value` anywhere, and `"name": "value"`; prose such as "token: can't be read" is none.
+# From the scheme to the last @ of the authority: a password may hold one itself.
+_URL_USER_INFO = re.compile(r"://[^/\s\"'<>]*@")
+# `name=value` anywhere, and `"name": "value"`, in a JSON text inside a JSON text too; prose such as "token: can't be
+# read" is none. Possessive, so that a long word is looked at once.
 _SECRET_PAIR = re.compile(
-    r"(?i)(?P<name>[\w-]*(?:secret|password|passwd|token|signature|credential|key|sig)[\w-]*[\"']?)"
-    r"(?P<sep>\s*=\s*[\"']?|\s*:\s*[\"'])(?P<value>[^\s\"'&,;}\]]+)"
+    r"""(?ix)
+    (?<![\w-]) (?=[\w-]*?(?:secret|password|passwd|token|signature|credential|key|sig)) (?P<name>[\w-]++ \\*["']?)
+    (?P<sep>\s*=\s* | \s*:\s*(?=\\*["']))
+    (?:"(?:\\.|[^"\\])*+"? | '(?:\\.|[^'\\])*+'? | \\+["'][^"']*+(?:["'])? | [^\s"'&,;}\]\\]+)
+    """
 )
 _BEARER = re.compile(r"(?i)\b(?P<scheme>bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")
 
 
 def public_text(text: str) -> str:
     """The text as it may leave the process: one line, credentials cut out, at most `MAX_ERROR_TEXT` characters."""
-    text = text[: 4 * MAX_ERROR_TEXT]  # a neighbour's megabytes are not worth scanning
-    text = _URL_USER_INFO.sub(r"\g<scheme>***@", text)
-    text = _BEARER.sub(r"\g<scheme> ***", text)
-    text = _SECRET_PAIR.sub(r"\g<name>\g<sep>***", text)
+    if len(text) > 4 * MAX_ERROR_TEXT:  # a neighbour's megabytes are not worth scanning
+        text = _without_half_url(text[: 4 * MAX_ERROR_TEXT])
+    # Every value of every log line comes through here: each pattern runs only where it could match.
+    if "@" in text:
+        text = _URL_USER_INFO.sub("://***@", text)
+    if " " in text or not text.isprintable():
+        text = _BEARER.sub(r"\g<scheme> ***", text)
+    if "=" in text or ":" in text:
+        text = _SECRET_PAIR.sub(r"\g<name>\g<sep>***", text)
     text = " ".join(text.split())
     return text if len(text) <= MAX_ERROR_TEXT else text[: MAX_ERROR_TEXT - 1] + "…"
+
+
+def _without_half_url(text: str) -> str:
+    """A URL that was cut before its @ does not show that it holds a password."""
+    start = text.rfind("://")
+    return text if start < 0 or any(map(str.isspace, text[start:])) else text[:start]
 
 
 class CadorError(Exception):
@@ -53,6 +69,12 @@ class CadorError(Exception):
         self.hint = public_text(hint)
         self.retry_after = retry_after
         super().__init__(self.message)
+
+    def again(self) -> Self:
+        """The same error, to be kept or to be raised once more: without the traceback and all that its frames hold."""
+        fresh = type(self).__new__(type(self), *self.args)
+        fresh.__dict__.update(self.__dict__)
+        return fresh
 
 
 class SettingsError(CadorError):

@@ -7,7 +7,7 @@ in. Times are integer epoch milliseconds, sizes are bytes, longitudes and latitu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal, Protocol
 from uuid import UUID
@@ -47,10 +47,11 @@ class Referential:
 class StorageRequest:
     """Where the request wants its images: the settings as written, the variant already checked.
 
-    `destinations.py` decides whether and where exactly; `repr` shows no credentials.
+    With `profile` the operator has named the destination. `destinations.py` decides whether and where exactly; `repr`
+    shows no credentials.
     """
 
-    variant: Literal["S3", "GCS", "POSIX"]
+    variant: Literal["S3", "GCS", "POSIX", "profile"]
     settings: Mapping[str, Json] = field(repr=False)
 
 
@@ -102,6 +103,11 @@ class Job:
         """The task id as text: for object names, keys and logs."""
         return str(self.task_id)
 
+    def without_payload(self) -> Job:
+        """What history keeps of it: who and when, but no pixels, no metadata, no credentials."""
+        bare = replace(self.request, inputs={}, technical_metadata={}, user_metadata=None, storage=None)
+        return replace(self, request=bare)
+
 
 # --- What comes back ---------------------------------------------------------------------------------------------
 
@@ -121,6 +127,10 @@ class Body(Protocol):
     def sha256(self) -> str:
         """Hex digest of all bytes."""
 
+    @property
+    def in_memory(self) -> bool:
+        """Reading it doesn't touch the disk."""
+
     def read_all(self) -> bytes:
         """All bytes; for small or limited bodies only. May block on the disk."""
 
@@ -136,6 +146,9 @@ class BodyReader(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes, empty at the end."""
+
+    def seek(self, offset: int, /) -> int:
+        """Go to that many bytes from the first; the new place."""
 
     def close(self) -> None:
         """Release it; closing twice is fine."""

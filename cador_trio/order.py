@@ -20,16 +20,28 @@ class Deadline:
         self.scope = trio.CancelScope(deadline=at)
         # Why nobody works on the job at the moment; the better error, should time run out now.
         self.excuse: CadorError | None = None
+        self._left: float | None = None  # seconds, while it stands still
+
+    def stop(self) -> None:
+        """Stand still; harmless a second time."""
+        if self._left is None:
+            self._left = self.scope.deadline - trio.current_time()
+            self.scope.deadline = math.inf
+
+    def go_on(self) -> None:
+        """Run again; harmless if it does."""
+        if self._left is not None:
+            self.scope.deadline = trio.current_time() + self._left
+            self._left = None
 
     @contextmanager
     def standing_still(self) -> Iterator[None]:
         """The time spent in this block doesn't count."""
-        left = self.scope.deadline - trio.current_time()
-        self.scope.deadline = math.inf
+        self.stop()
         try:
             yield
         finally:
-            self.scope.deadline = trio.current_time() + left
+            self.go_on()
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ kept for a while, bounded in number, time and bytes; running ones always.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from uuid import UUID
 
 import trio
@@ -16,6 +16,7 @@ from cador_trio.errors import Conflict, NotFound
 from cador_trio.job import LEGAL_MOVES, EndReason, GivenBack, Job, JobState, Outcome, Product, Result, Succeeded
 
 EXPIRY_CHECK_SECONDS = 10.0  # how late an expired job may go
+LEAST_EXPIRY_CHECK_SECONDS = 1.0  # a history of milliseconds is no reason to wake up all the time
 
 
 class JobRecord:
@@ -34,6 +35,9 @@ class JobRecord:
         self.ended = trio.Event()
         self._now_ms = now_ms
         self._changed = trio.Event()
+        self.readers = 0  # callers that wait for the results
+        self.results_gone = False  # there were some, and they are deleted or were let go of
+        self.has_lost_results = False  # some were deleted, or history has let go of them
         # Called once when the job no longer waits: its body stops counting as waiting.
         self.leave_queue: Callable[[], None] = lambda: None
         self._scope: trio.CancelScope | None = None
@@ -46,8 +50,10 @@ class JobRecord:
 
     @property
     def duration(self) -> int:
-        """Milliseconds from RUNNING to the last change; 0 before."""
-        return 0 if self.started_at is None else max(0, self.modified_at - self.started_at)
+        """Milliseconds from RUNNING to the end, or to now; 0 before."""
+        if self.started_at is None:
+            return 0
+        return max(0, (self.modified_at if self.ended.is_set() else self._now_ms()) - self.started_at)
 
     def attach(self, scope: trio.CancelScope) -> None:
         """The scope that the job runs in; a cancellation that came before takes effect now."""
@@ -61,7 +67,7 @@ class JobRecord:
         Raises:
             Conflict: it has ended, or its outcome is already on its way out.
         """
-        if self.state.is_terminal or self._sealed:
+        if self.ended.is_set() or self._sealed:
             raise Conflict(f"the job is past the point of no return: {self.state}", hint="read its status and results")
         if self.end_reason is None:
             self.end_reason = reason
@@ -74,7 +80,7 @@ class JobRecord:
 
     def run(self) -> None:
         """Handed to the algorithm; a second attempt changes nothing."""
-        if self.state is JobState.ACCEPTED:
+        if self.state is JobState.ACCEPTED and not self.ended.is_set():
             self.started_at = self._now_ms()
             self._move(JobState.RUNNING)
             self.leave_queue()
@@ -82,22 +88,27 @@ class JobRecord:
     def report_progress(self, percent: int) -> None:
         """What the algorithm says of its progress; never goes back."""
         percent = max(0, min(99, percent))
-        if percent > self.progress and self.state is JobState.RUNNING:
+        if percent > self.progress and self.state is JobState.RUNNING and not self.ended.is_set():
             self.progress = percent
             self._touch()
 
     def end(self, outcome: Outcome) -> None:
-        """The job's one end."""
-        self.outcome = outcome
-        if not isinstance(outcome, GivenBack):
+        """The job's one end. Its payload is let go of."""
+        if self.ended.is_set():
+            raise RuntimeError(f"a job can't end twice: it is {self.state}")
+        if isinstance(outcome, GivenBack):
+            self._touch()  # whoever watches learns that nothing more comes
+        else:
             if isinstance(outcome, Succeeded):
                 self.progress = 100
             self._move(outcome.state)
+        self.outcome = outcome
+        self.job = self.job.without_payload()
         self.leave_queue()
         self.ended.set()
 
     async def wait_change(self, seen: tuple[JobState, int]) -> tuple[JobState, int]:
-        """(state, progress) as soon as it differs from `seen`."""
+        """(state, progress) as soon as it differs from `seen`, or the job has ended."""
         while (self.state, self.progress) == seen and not self.ended.is_set():
             await self._changed.wait()
         return self.state, self.progress
@@ -130,6 +141,10 @@ class Registry:
 
     def add(self, job: Job, idempotency_key: str | None = None) -> JobRecord:
         """Take a job in; from now on it is listed and can be cancelled."""
+        if (known := self._records.get(job.job_id)) is not None:
+            if not known.ended.is_set():
+                raise RuntimeError("a job with this id runs here already")
+            self.remove(known)  # delivered again
         record = JobRecord(job, trio.current_time(), self._now_ms, idempotency_key)
         self._records[job.job_id] = record
         if idempotency_key is not None:
@@ -184,15 +199,18 @@ class Registry:
             self._kept_bytes -= record.product.size
             record.product.close()
             record.outcome = Succeeded(Product(outputs={}))
+            record.results_gone = True
+            record.has_lost_results = True
 
     def drop_result(self, record: JobRecord, result: Result) -> None:
-        """One result is no longer wanted."""
-        if record.product is None:
+        """One result is no longer wanted. Harmless when it is gone."""
+        if record.product is None or not any(kept is result for kept in record.product.results):
             return
         if result.body is not None:
             self._kept_bytes -= result.body.size
             result.body.close()
         record.outcome = Succeeded(record.product.without(result))
+        record.has_lost_results = True
 
     def remove(self, record: JobRecord) -> None:
         """Forget a finished job."""
@@ -200,32 +218,57 @@ class Registry:
         self._finished.pop(record.job.job_id, None)
         self._forget(record)
 
+    @contextmanager
+    def held(self, record: JobRecord) -> Iterator[None]:
+        """Its results stay while this block waits for them or opens them, whatever history's bounds say."""
+        record.readers += 1
+        try:
+            yield
+        finally:
+            record.readers -= 1
+            self.trim()
+
     def trim(self) -> None:
-        """Let go of what is too old, too much or too many, the oldest end first."""
+        """Let go of jobs that are too old or too many, and of results that are too much, the oldest end first.
+
+        Not of what somebody waits for; and the newest results stay whatever their size, since otherwise nobody could
+        ever fetch them: the spool's own bound stands above.
+        """
+        while (record := self._first_to_go()) is not None:
+            self.remove(record)
+        if self._kept_bytes > self._history_bytes:
+            for record in self._with_idle_results()[:-1]:
+                if self._kept_bytes <= self._history_bytes:
+                    break
+                self.drop_results(record)
+
+    def _first_to_go(self) -> JobRecord | None:
+        """The oldest job that time or number push out; looked for at every end of a job, so nothing is copied."""
         oldest_allowed = trio.current_time() - self._history_seconds
-        for job_id, ended_at in list(self._finished.items()):
-            if (
-                ended_at >= oldest_allowed
-                and len(self._finished) <= self._history
-                and self._kept_bytes <= self._history_bytes
-            ):
-                break
-            self.remove(self._records[job_id])
+        for job_id, ended_at in self._finished.items():
+            if ended_at >= oldest_allowed and len(self._finished) <= self._history:
+                return None
+            if not self._records[job_id].readers:
+                return self._records[job_id]
+        return None
 
     def make_room(self, size: int) -> None:
         """Drop the results of finished jobs, the oldest first, until `size` bytes are free again or none is left."""
-        for job_id in self._finished:
+        for record in self._with_idle_results():
             if size <= 0:
                 break
-            record = self._records[job_id]
-            if record.product is not None:
-                size -= record.product.size
-                self.drop_results(record)
+            size -= 0 if record.product is None else record.product.size
+            self.drop_results(record)
+
+    def _with_idle_results(self) -> list[JobRecord]:
+        """Finished jobs with bytes in the spool that nobody waits for, the oldest end first."""
+        finished = (self._records[job_id] for job_id in self._finished)
+        return [record for record in finished if not record.readers and record.product and record.product.size]
 
     async def expire(self) -> None:
         """Trim history while nothing happens; runs until cancelled."""
         while True:
-            await trio.sleep(min(EXPIRY_CHECK_SECONDS, self._history_seconds))
+            await trio.sleep(max(LEAST_EXPIRY_CHECK_SECONDS, min(EXPIRY_CHECK_SECONDS, self._history_seconds)))
             self.trim()
 
     @asynccontextmanager
@@ -243,5 +286,5 @@ class Registry:
 
     def _forget(self, record: JobRecord) -> None:
         del self._records[record.job.job_id]
-        if record.idempotency_key is not None:
-            self._keys.pop(record.idempotency_key, None)
+        if record.idempotency_key is not None and self._keys.get(record.idempotency_key) == record.job.job_id:
+            del self._keys[record.idempotency_key]

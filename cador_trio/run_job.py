@@ -1,16 +1,18 @@
 """One job, from request to settled, in reading order; and what it needs, as Protocols.
 
-    admit → call the algorithm → georeference → tags → store → publish → settle
+    admit → call the algorithm → georeference → store → tags → publish → settle
             └── holds a slot ──┘                          └ point of no return: then settle always runs
 
-Knows no edge library. A job's life is one cancel scope with a reason, so that its five ends need no bookkeeping. What
-goes wrong ends this job alone, as a `Failed` that says who must act.
+Tags come after the store because they name the stored objects. Knows no edge library. A job's life is one cancel scope
+with a reason, so that its five ends need no bookkeeping. What goes wrong ends this job alone, as a `Failed` that says
+who must act.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeVar
 
@@ -58,8 +60,11 @@ T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
-# What settling may take once nothing can be undone any more: a few small requests to the algorithm.
+# What settling may take, once everything is safe with us: a few small requests to the algorithm.
 SETTLE_SECONDS: Final = 30.0
+
+# How long a caller who holds a connection open waits for a store that is down, before any work is done.
+HURRIED_STORE_SECONDS: Final = 30.0
 
 # A place at a store, as its room resolved it; opaque here.
 Destination = Any
@@ -78,6 +83,9 @@ class Algorithm(Protocol):
     @property
     def image_inputs(self) -> Mapping[str, bool]:
         """The inputs that are images; name -> whether it is a list of them."""
+
+    def timing(self, deadline: Deadline) -> AbstractContextManager[None]:
+        """In this block the deadline stands still whenever the algorithm is away."""
 
     async def process(self, order: Order, connection: Any, exchange: Exchange) -> Answer:
         """One job at the algorithm, retries included. Raises CadorError. See Exchange for what cancelling does."""
@@ -119,7 +127,10 @@ class Publisher(Protocol):
         """Is there anywhere for tags to go?"""
 
     async def publish(self, job: Job, product: Product, tags: Sequence[JsonObject]) -> None:
-        """Make the job's messages visible. Past the point of no return: it retries rather than gives up."""
+        """Make the job's messages visible, all or none. Raises CadorError.
+
+        Past the point of no return: it is not cancelled, retries rather than gives up, and sees to its own end.
+        """
 
 
 @dataclass(frozen=True)
@@ -177,17 +188,16 @@ async def run_job(record: JobRecord, plan: Plan, house: House) -> None:
             if life.cancelled_caught:
                 outcome = _cut_short(record)
         except trio.Cancelled:  # from outside: the whole daemon goes down
-            house.registry.end(record, Cancelled(EndReason.SHUTDOWN))
+            _end(record, _cut_short(record), house)
             raise
-        house.registry.end(record, outcome)
-        _log_end(record, outcome)
+        _end(record, outcome, house)
 
 
 async def _outcome(record: JobRecord, plan: Plan, house: House) -> Outcome:
     try:
         return Succeeded(await _make(record, plan, house))
     except CadorError as error:
-        return Failed(error)
+        return Failed(error.again())  # history is no place for tracebacks and what hangs on them
     except Exception:
         log.exception("a job failed for a reason that nobody thought of")
         return Failed(CadorError("unexpected error in the sidecar", hint="its log has the details"))
@@ -205,21 +215,20 @@ async def _make(record: JobRecord, plan: Plan, house: House) -> Product:
             tags = await _tags(answer, stored, job, house)
             product = await _packed(answer, stored, house.spool)
             bodies.callback(product.close)
+            await trio.lowlevel.checkpoint_if_cancelled()  # whoever was told that it is cancelled was told the truth
             record.seal()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + SETTLE_SECONDS):
+            with trio.CancelScope(shield=True):
                 await house.publisher.publish(job, product, tags)
-                await house.algorithm.forget(answer.leftovers, dict(job.forwarded))
             bodies.pop_all()
-            for image in answer.images():
-                if image.result_id in stored:
-                    image.body.close()
+            await _settle(answer, stored, job, house)
             return product
 
 
 async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStack) -> Answer:
     """The algorithm stage: wait for the task's turn and for a slot, then work in it, all within the job's deadline."""
     job = record.job
-    deadline = Deadline(record.accepted_at + house.job_timeout_seconds)
+    # A job from Kafka may wait as long as it takes: its clock starts when it is dispatched.
+    deadline = Deadline(record.accepted_at + house.job_timeout_seconds if job.door == "http" else math.inf)
     order = Order(
         inputs=plan.inputs,
         headers=dict(job.forwarded),
@@ -230,21 +239,40 @@ async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStac
         on_progress=record.report_progress,
     )
     answer = None
+    doing = "an earlier job with its task id ran"
     with deadline.scope:
-        await held.enter_async_context(house.registry.turn(job.task_name))
-        if plan.destination is not None:
-            await house.store.prepare(plan.destination)
-        dispatch = await held.enter_async_context(house.capacity.dispatch(job.door))
+        # Those who wait behind a job that waits for the algorithm must not run out of time meanwhile.
+        with house.algorithm.timing(deadline) if job.is_patient else nullcontext():
+            await held.enter_async_context(house.registry.turn(job.task_name))
+            if plan.destination is not None:
+                doing = "the store was asked whether it takes the results"
+                await _prepare(plan.destination, house, is_patient=job.is_patient)
+            doing = "it waited for a slot"
+            dispatch = await held.enter_async_context(house.capacity.dispatch(job.door))
+        doing = "the algorithm worked on it"
+        if job.door == "kafka":
+            deadline.scope.deadline = trio.current_time() + house.job_timeout_seconds
         answer = await dispatch.at_algorithm(
             lambda connection, exchange: house.algorithm.process(order, connection, exchange), Answer.close
         )
     if answer is None:
         raise deadline.excuse or DeadlinePassed(
-            f"the job's deadline of {house.job_timeout_seconds:g} s passed while "
-            + ("the algorithm worked on it" if record.started_at is not None else "it waited for a slot"),
+            f"the job's deadline of {house.job_timeout_seconds:g} s passed while {doing}",
             hint="CADOR_JOB_TIMEOUT_SECONDS sets the deadline",
         )
     return answer
+
+
+async def _prepare(destination: Destination, house: House, *, is_patient: bool) -> None:
+    """Before work begins: can its results be stored? A store that is down is waited for, if anyone can wait."""
+    seconds = house.store_timeout_seconds if is_patient else min(house.store_timeout_seconds, HURRIED_STORE_SECONDS)
+    try:
+        with trio.fail_after(seconds):
+            await house.store.prepare(destination)
+    except trio.TooSlowError:
+        raise StoreTimedOut(
+            f"the store did not answer within {seconds:g} s", hint="Is it up, and reachable from here?"
+        ) from None
 
 
 def _check_names(answer: Answer) -> None:
@@ -336,6 +364,25 @@ async def _packed(answer: Answer, stored: dict[str, StoredObject], spool: Spool)
     return Product(outputs, whole=answer.whole)
 
 
+async def _settle(answer: Answer, stored: dict[str, StoredObject], job: Job, house: House) -> None:
+    """Let go of what is safe elsewhere. The job is done whatever happens here."""
+    for image in answer.images():
+        if image.result_id in stored:
+            image.body.close()
+    if answer.leftovers:
+        await _forget(answer.leftovers, dict(job.forwarded), house.algorithm)
+
+
+async def _forget(leftovers: Sequence[str], headers: dict[str, str], algorithm: Algorithm) -> None:
+    try:
+        with trio.move_on_after(SETTLE_SECONDS, shield=True) as patience:
+            await algorithm.forget(leftovers, headers)
+        if patience.cancelled_caught:
+            log.warning("results may stay on the algorithm: deleting them took too long", seconds=SETTLE_SECONDS)
+    except Exception:
+        log.exception("results may stay on the algorithm for a reason that nobody thought of")
+
+
 def _image_result(image: Image, stored: dict[str, StoredObject]) -> Result:
     kept: Body | None = image.body
     reference = None
@@ -374,15 +421,14 @@ async def _in_thread_if_large(size: int, work: Callable[[], T]) -> T:
 
 
 def _cut_short(record: JobRecord) -> Outcome:
-    reason = record.end_reason
-    if reason is None:
-        raise RuntimeError("a job was cancelled without a reason")
+    reason = record.end_reason or EndReason.SHUTDOWN
     if record.job.door == "kafka" and reason in {EndReason.SHUTDOWN, EndReason.REVOKED}:
         return GivenBack(reason)
     return Cancelled(reason)
 
 
-def _log_end(record: JobRecord, outcome: Outcome) -> None:
+def _end(record: JobRecord, outcome: Outcome, house: House) -> None:
+    house.registry.end(record, outcome)
     match outcome:
         case Failed(error=error):
             log.warning("job failed", error=error.message, hint=error.hint, milliseconds=record.duration)

@@ -20,7 +20,10 @@ def use_self_signed(context: ssl.SSLContext) -> None:
         raise SettingsError(
             ["CADOR_SELF_SIGNED: needs the extra: pip install 'cador-trio[self-signed]', or give a certificate"]
         ) from error
-    certificate = trustme.CA(organization_name="cador-trio trial").issue_cert(
-        "localhost", "127.0.0.1", socket.gethostname()
-    )
+    authority = trustme.CA(organization_name="cador-trio trial")
+    names = ["localhost", "127.0.0.1", "::1"]
+    try:
+        certificate = authority.issue_cert(*names, socket.gethostname())
+    except ValueError:  # a host name that is no DNS name, such as one with an underscore
+        certificate = authority.issue_cert(*names)
     certificate.configure_cert(context)

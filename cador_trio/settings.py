@@ -48,7 +48,10 @@ def _http_url(value: object) -> object:
         raise ValueError("must not hold a user name or password")
     if parts.query or parts.fragment:
         raise ValueError("must end with its path: no query, no fragment")
-    _ = parts.port  # raises ValueError for a port that is none
+    try:
+        _ = parts.port
+    except ValueError:  # its text quotes what may be half a password
+        raise ValueError("has a port that is no number") from None
     return value.rstrip("/")
 
 
@@ -128,7 +131,19 @@ class Settings(BaseModel):
         unit="seconds",
     )
     store_timeout_seconds: Seconds = setting(
-        "CADOR_STORE_TIMEOUT_SECONDS", 600.0, "deadline of the store step", unit="seconds"
+        "CADOR_STORE_TIMEOUT_SECONDS", 600.0, "deadline of the store step, its retries included", unit="seconds"
+    )
+    store_connect_timeout_seconds: Seconds = setting(
+        "CADOR_STORE_CONNECT_TIMEOUT_SECONDS",
+        10.0,
+        "how long an object store may take to be resolved, and to be connected",
+        unit="seconds",
+    )
+    store_send_timeout_seconds: Seconds = setting(
+        "CADOR_STORE_SEND_TIMEOUT_SECONDS", 60.0, "how long an object store may take no bytes", unit="seconds"
+    )
+    store_receive_timeout_seconds: Seconds = setting(
+        "CADOR_STORE_RECEIVE_TIMEOUT_SECONDS", 60.0, "how long an object store may say nothing", unit="seconds"
     )
     shutdown_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = setting(
         "CADOR_SHUTDOWN_GRACE_SECONDS", 20.0, "what running jobs get on SIGTERM", unit="seconds"
@@ -151,11 +166,30 @@ class Settings(BaseModel):
         "CADOR_JOB_HISTORY_SECONDS", 3600.0, "how long finished jobs are kept", unit="seconds"
     )
     job_history_bytes: Bytes = setting(
-        "CADOR_JOB_HISTORY_BYTES", GIB, "results of finished jobs kept, together", unit="bytes"
+        "CADOR_JOB_HISTORY_BYTES",
+        GIB,
+        "results of finished jobs kept, together; the newest stay whatever their size",
+        unit="bytes",
     )
     # --- results
     posix_roots: Annotated[tuple[Path, ...], _split(":")] = setting(
         "CADOR_POSIX_ROOTS", (), "folders that a POSIX `folder` may lie in, separated by `:`; empty: refused"
+    )
+    storage_endpoints: Annotated[tuple[str, ...], _split(",")] = setting(
+        "CADOR_STORAGE_ENDPOINTS",
+        (),
+        "object stores that a request may name: `host`, `host:port`, `*.suffix`, separated by commas, Google's among "
+        "them; unset: any but link-local and metadata addresses, which no request may ever lead to",
+    )
+    storage_buckets: Annotated[tuple[str, ...], _split(",")] = setting(
+        "CADOR_STORAGE_BUCKETS", (), "buckets that a request may name, with `*`, separated by commas; unset: any"
+    )
+    storage_profiles: File | None = setting(
+        "CADOR_STORAGE_PROFILES", None, "TOML file of named destinations with their credentials; see storage.md"
+    )
+    storage_ca: File | None = setting("CADOR_STORAGE_CA", None, "CA bundle for object stores, PEM; unset: the system's")
+    gcs_endpoint: HttpUrl = setting(
+        "CADOR_GCS_ENDPOINT", "https://storage.googleapis.com", "where `GCS` is: for private endpoints and tests"
     )
     store_inline_images: bool = setting(
         "CADOR_STORE_INLINE_IMAGES", True, "store base64 images of a JSON answer when storage is asked for"
@@ -188,7 +222,7 @@ class Settings(BaseModel):
     )
     # --- Kafka: read so that a job topic is never silently ignored
     kafka_brokers_request: str | None = setting(
-        "KAFKA_BROKERS_REQUEST", None, "brokers of the request topic; unset: REST only"
+        "KAFKA_BROKERS_REQUEST", None, "brokers of the request topic; this version serves REST alone and refuses it"
     )
 
     @property
@@ -198,7 +232,10 @@ class Settings(BaseModel):
 
     def rows(self) -> list[tuple[str, str]]:
         """(variable, value) of every setting, for people: secrets masked, unset ones empty."""
-        return [(variable_of(name, row), _shown(getattr(self, name))) for name, row in type(self).model_fields.items()]
+        return [
+            (variable_of(name, row), shown(getattr(self, name), unit_of(row)))
+            for name, row in type(self).model_fields.items()
+        ]
 
     @classmethod
     def from_variables(cls, values: Mapping[str, str]) -> Self:
@@ -229,19 +266,39 @@ def variable_of(name: str, row: FieldInfo) -> str:
     return row.alias or name
 
 
+def unit_of(row: FieldInfo) -> str:
+    """`seconds`, `bytes`, or nothing."""
+    extra = row.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+def is_secret(row: FieldInfo) -> bool:
+    """Masked everywhere, and may come from a file that `NAME_FILE` names."""
+    return row.annotation == SecretStr | None
+
+
+def read_variables(environment: Mapping[str, str], env_file: Path | None = None) -> dict[str, str]:
+    """The environment over an env file.
+
+    Raises:
+        SettingsError: the file can't be read.
+    """
+    return {**_read_env_file(env_file), **environment}
+
+
 def load_settings(environment: Mapping[str, str], env_file: Path | None = None) -> Settings:
-    """Settings from an environment, over an env file; `NAME_FILE` gives a secret's value by file.
+    """Settings from an environment, over an env file; `NAME_FILE` gives a secret's value by file. Empty means unset.
 
     Raises:
         SettingsError: with one finding for everything that is wrong.
     """
-    values = {**_read_env_file(env_file), **environment}
+    values = read_variables(environment, env_file)
     known: dict[str, str] = {}
     findings: list[str] = []
     for name, row in Settings.model_fields.items():
         variable = variable_of(name, row)
         text = values.get(variable, "").strip()
-        if row.annotation == SecretStr | None and (path := values.get(f"{variable}_FILE", "").strip()):
+        if is_secret(row) and (path := values.get(f"{variable}_FILE", "").strip()):
             if text:
                 findings.append(f"{variable}: set it or {variable}_FILE, not both")
                 continue
@@ -250,6 +307,8 @@ def load_settings(environment: Mapping[str, str], env_file: Path | None = None) 
             except (OSError, UnicodeDecodeError) as error:
                 findings.append(f"{variable}_FILE: can't be read: {_reason(error)}")
                 continue
+            if not text:  # a secret that was never filled in must not turn protection off
+                findings.append(f"{variable}_FILE: the file is empty")
         if text:
             known[variable] = text
     try:
@@ -300,11 +359,13 @@ def _tls_contradictions(settings: Settings) -> list[str]:
         "CADOR_SSL_KEY": settings.ssl_key,
         "CADOR_SSL_CLIENT_CA": settings.ssl_client_ca,
         "CADOR_ALGORITHM_CA": settings.algorithm_ca,
+        "CADOR_STORAGE_CA": settings.storage_ca,
+        "CADOR_STORAGE_PROFILES": settings.storage_profiles,
     }
     found += [
         f"{variable}: {path}: no such file, or not readable"
         for variable, path in files.items()
-        if path is not None and not os.access(path, os.R_OK)
+        if path is not None and not (path.is_file() and os.access(path, os.R_OK))
     ]
     if (settings.ssl_cert is None) != (settings.ssl_key is None):
         missing = "CADOR_SSL_KEY" if settings.ssl_key is None else "CADOR_SSL_CERT"
@@ -322,8 +383,9 @@ def _folder_contradictions(settings: Settings) -> list[str]:
         for root in settings.posix_roots
         if not root.is_absolute() or root == Path("/")
     ]
-    if settings.spool_dir is not None and not os.access(settings.spool_dir, os.W_OK | os.X_OK):
-        found.append(f"CADOR_SPOOL_DIR: {settings.spool_dir}: no such folder, or not writable")
+    folder = settings.spool_dir
+    if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        found.append(f"CADOR_SPOOL_DIR: {folder}: no such folder, or not writable")
     return found
 
 
@@ -335,17 +397,26 @@ def _reason(error: Exception) -> str:
     return (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8 text"
 
 
-def _shown(value: object) -> str:
+def shown(value: object, unit: str = "") -> str:
+    """A value for people, such that it can be given back as it is; secrets are masked, None is nothing."""
     match value:
         case None | ():
             return ""
         case bool():
             return str(value).lower()
+        case int() if unit == "bytes":
+            return _size(value)
         case tuple():
-            return ":".join(str(part) for part in value)
-        case ByteSize():
-            return value.human_readable() if value % 1024 == 0 else str(int(value))
+            return (":" if isinstance(value[0], Path) else ",").join(str(part) for part in value)
         case float():
             return f"{value:g}"
         case _:
             return str(value)
+
+
+def _size(count: int) -> str:
+    """Exact: the largest unit that divides it."""
+    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count and count % 1024**exponent == 0:
+            return f"{count // 1024**exponent}{unit}"
+    return str(count)

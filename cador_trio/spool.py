@@ -15,15 +15,18 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+import structlog
 import trio
 
-from cador_trio.errors import ResultTooLarge, SpoolFull
+from cador_trio.errors import ResultTooLarge, SettingsError, SpoolFull
 from cador_trio.job import BodyReader
+
+log = structlog.get_logger(__name__)
 
 IN_MEMORY_BYTES = 64 * 1024  # a body up to this never touches the disk
 WRITE_BYTES = 1024 * 1024  # what is gathered before a worker thread writes it: a hop costs 0.1 ms
@@ -124,7 +127,7 @@ class SpoolWriter:
             place: bytes | Path = bytes(self._buffer)
         else:
             place = await trio.to_thread.run_sync(self._write_out)
-            self._close_file()
+            self._close_file()  # a kept body holds no descriptor
         body = SpooledBody(self._spool, place, self._size, self._hash.hexdigest())
         self._size = 0  # handed over: `abandon` has nothing left to give back
         return body
@@ -135,7 +138,7 @@ class SpoolWriter:
         if self._size:
             self._spool._forget(self._size, b"" if self._file is None else Path(self._file.name))  # noqa: SLF001
             self._size = 0
-        self._buffer.clear()
+        self._buffer = bytearray()
 
     def _close_file(self) -> None:
         if self._file is not None:
@@ -151,8 +154,9 @@ class SpoolWriter:
             self._hash.update(view)
             while view:
                 view = view[self._file.write(view) :]
-            del view  # a bytearray with a view on it can't be cleared
-            self._buffer.clear()
+            self._buffer = (
+                bytearray()
+            )  # not cleared: it can't be while there is a view, and an error's traceback has one
             return Path(self._file.name)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
@@ -225,7 +229,7 @@ class Spool:
             await self._wake.wait()
             self._wake = trio.Event()
             while self._doomed:
-                await trio.to_thread.run_sync(_unlink, self._doomed.popleft())
+                await trio.to_thread.run_sync(_unlink_all, [self._doomed.popleft() for _ in range(len(self._doomed))])
 
 
 @asynccontextmanager
@@ -233,10 +237,13 @@ async def open_spool(parent: Path | None, budget: int) -> AsyncIterator[Spool]:
     """The spool of this process, in a folder of its own below `parent`; swept before, removed after.
 
     Raises:
-        OSError: if the folder can't be made.
+        SettingsError: the folder can't be made.
     """
-    parent = parent or Path(tempfile.gettempdir())
-    folder, lock = await trio.to_thread.run_sync(_claim_folder, parent)
+    try:
+        folder, lock = await trio.to_thread.run_sync(_claim_folder, parent)
+    except OSError as error:
+        where = parent or "the system's temporary folder"
+        raise SettingsError([f"CADOR_SPOOL_DIR: {where}: can't be used: {error.strerror or error}"]) from error
     try:
         spool = Spool(folder, budget)
         async with trio.open_nursery() as remover_nursery:
@@ -248,7 +255,8 @@ async def open_spool(parent: Path | None, budget: int) -> AsyncIterator[Spool]:
             await trio.to_thread.run_sync(_release_folder, folder, lock)
 
 
-def _claim_folder(parent: Path) -> tuple[Path, int]:
+def _claim_folder(parent: Path | None) -> tuple[Path, int]:
+    parent = parent or Path(tempfile.gettempdir())
     _sweep(parent)
     folder = Path(tempfile.mkdtemp(prefix=_FOLDER_PREFIX, dir=parent))
     # Locked first and named second: a sweeper that starts just now never finds it unlocked.
@@ -270,15 +278,26 @@ def _sweep(parent: Path) -> None:
         except BlockingIOError:
             continue
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove_folder(folder)
         finally:
             os.close(lock)
 
 
 def _release_folder(folder: Path, lock: int) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove_folder(folder)
     os.close(lock)
 
 
-def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
+def _remove_folder(folder: Path) -> None:
+    """The lock goes last: whoever is killed halfway leaves a folder that the next start sweeps."""
+    with suppress(OSError):
+        _unlink_all([path for path in folder.iterdir() if path.name != _LOCK])
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unlink_all(paths: Sequence[Path]) -> None:
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # its bytes are lost to the disk, not to the daemon
+            log.warning("a spool file can't be removed", path=str(path), reason=error.strerror)

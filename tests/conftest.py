@@ -1,3 +1,3 @@
 """Fixtures that every room's tests may ask for."""
 
-pytest_plugins = ["tests.peers.pesto_fixtures"]
+pytest_plugins = ["tests.peers.object_store_fixtures", "tests.peers.pesto_fixtures"]

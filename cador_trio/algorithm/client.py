@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from typing import Final
 
 import structlog
 import trio
@@ -10,11 +12,16 @@ import trio
 from cador_trio.algorithm.transport import Connection
 from cador_trio.algorithm.visit import BackOff, Means, Visit
 from cador_trio.capacity import Exchange
-from cador_trio.errors import AlgorithmBusy, AlgorithmDied, AlgorithmUnreachable, CadorError
+from cador_trio.errors import AlgorithmBroken, AlgorithmBusy, AlgorithmDied, AlgorithmUnreachable, CadorError
 from cador_trio.job import Answer, JsonObject
-from cador_trio.order import Order
+from cador_trio.order import Deadline, Order
 
 log = structlog.get_logger(__name__)
+
+LAST_WORDS_SECONDS: Final = 2.0  # for cancelling a job on the algorithm when the daemon stops
+AFTERWARDS_SECONDS: Final = (
+    0.1  # between the algorithm's return and the next try, should it refuse this connection alone
+)
 
 
 class AlgorithmClient:
@@ -45,6 +52,10 @@ class AlgorithmClient:
         validator.check(wanted)
         return wanted
 
+    def timing(self, deadline: Deadline) -> AbstractContextManager[None]:
+        """In this block the deadline stands still whenever the algorithm is away."""
+        return self._means.watch.timing(deadline)
+
     async def process(self, order: Order, connection: Connection, exchange: Exchange) -> Answer:
         """One job, retries included. What fails for want of the algorithm costs no attempt, what fails at it does.
 
@@ -66,6 +77,7 @@ class AlgorithmClient:
                     raise
                 with order.deadline.standing_still():
                     await self._means.watch.wait_reachable()
+                    await trio.sleep(AFTERWARDS_SECONDS)
             except AlgorithmBusy as error:
                 order.deadline.excuse = error
                 await pauses.sleep(error.retry_after)
@@ -78,6 +90,10 @@ class AlgorithmClient:
                     "the algorithm failed in a way that a retry can cure", reason=error.message, attempt=attempts
                 )
                 await pauses.sleep(error.retry_after)
+            except AlgorithmBroken:
+                # Whoever lies about its length may have more of it on the line; the next job must not read that.
+                await connection.aclose()
+                raise
 
     async def forget(self, leftovers: Sequence[str], headers: Mapping[str, str]) -> None:
         """Delete what the algorithm still holds; what can't be deleted is logged and stays."""
@@ -89,14 +105,18 @@ class AlgorithmClient:
                 return
 
     async def _attempt(self, order: Order, connection: Connection, exchange: Exchange) -> Answer:
+        await trio.lowlevel.checkpoint_if_cancelled()  # a job that has left is not posted
         visit = Visit(self._means, order, connection, exchange)
-        with exchange.masked():
-            posted = await visit.post()
+        posted = await exchange.masked(visit.post)
         if isinstance(posted, Answer):
             return posted
         try:
             return await visit.follow(posted)
+        except AlgorithmDied:
+            with suppress(CadorError):  # it may still be at it, and another attempt would find it busy
+                await visit.cancel(posted)  # noqa: ASYNC120 - who cancels this asks for no error
+            raise
         except trio.Cancelled:
-            with exchange.masked():  # shielded, and bounded by the time that abandoned work may linger
-                await visit.stop(posted)  # noqa: ASYNC102 - the shield is `masked`, which the checker can't see
+            # `masked` is a shield, and bounded; the checker can't see it.
+            await exchange.masked(lambda: visit.stop(posted), last_words=LAST_WORDS_SECONDS)  # noqa: ASYNC102
             raise

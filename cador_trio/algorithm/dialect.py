@@ -323,10 +323,8 @@ def status_link(body: Json, headers: Mapping[str, str]) -> str | None:
     return link if link is not None else next(location, None)
 
 
-def read_status(body: Json, *, seen_done: bool = False) -> AlgorithmStatus:
+def read_status(body: Json) -> AlgorithmStatus:
     """Read the body of a 2xx answer to a status request. Words other than the four final ones mean: ask again.
-
-    With `seen_done`, a job that works (again) is one whose results are gone: PESTO says RUNNING for an emptied folder.
 
     Raises:
         AlgorithmBroken: it is no object.
@@ -339,10 +337,9 @@ def read_status(body: Json, *, seen_done: bool = False) -> AlgorithmStatus:
         return AlgorithmStatus("done", 100, _link_among(body, "results"))
     progress = _percent(body.get("progress"))
     if state is not None:
-        said = _said(body) or _first_text(body, "errMsg", "errorMsg") or f"the algorithm's job has {state}"
+        unsaid = "the algorithm's job has failed" if state == "failed" else "the algorithm's job was cancelled"
+        said = _said(body) or _first_text(body, "errMsg", "errorMsg") or unsaid
         return AlgorithmStatus(state, progress, text=said)
-    if seen_done:
-        return AlgorithmStatus("failed", progress, text="the results of the algorithm's job are gone")
     return AlgorithmStatus("working", progress)
 
 

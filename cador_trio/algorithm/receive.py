@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import trio
 
 from cador_trio.algorithm import sniff
+from cador_trio.algorithm.dialect import Describe
 from cador_trio.algorithm.transport import Response
 from cador_trio.errors import AlgorithmBroken
 from cador_trio.job import WHOLE_ANSWER, Answer, Image, Json, JsonObject, Output, Value
@@ -49,8 +50,10 @@ class Receiver:
         self._head = bytearray()
         self._kind: sniff.Kind | None = None
 
-    async def receive(self, response: Response, announced_type: str, is_wanted: Callable[[], bool]) -> Received:
-        """The whole body. When `is_wanted` turns false the rest is still read, and dropped.
+    async def receive(
+        self, response: Response, announced_type: str, is_wanted: Callable[[], bool] = lambda: True
+    ) -> Received | None:
+        """The whole body. If `is_wanted` turns false it is still read to its end, but dropped, and None comes back.
 
         Raises:
             ResultTooLarge: over its limit, with both sizes.
@@ -63,31 +66,35 @@ class Receiver:
         async def take(chunk: bytes) -> None:
             nonlocal writer
             if not is_wanted():
-                return
-            if writer is not None:
+                if writer is not None:
+                    writer.abandon()
+            elif writer is not None:
                 await writer.write(chunk)
-                return
-            self._head.extend(chunk)
-            if len(self._head) >= sniff.HEAD_BYTES:
-                writer = await self._begin(media_type, response.announced_size)
+            else:
+                self._head.extend(chunk)
+                if len(self._head) >= sniff.HEAD_BYTES:
+                    writer = self._writer(media_type, response.announced_size)
+                    await writer.write(bytes(self._head))
 
         try:
             await response.pour(take)
+            if not is_wanted():
+                return None
             if writer is None:
-                writer = await self._begin(media_type, response.announced_size)
+                writer = self._writer(media_type, response.announced_size)
+                await writer.write(bytes(self._head))
             return Received(await writer.finish(), self._media_type(media_type), self._decided(media_type))
         finally:
             if writer is not None:
                 writer.abandon()
 
-    async def _begin(self, media_type: str, announced_size: int | None) -> SpoolWriter:
+    def _writer(self, media_type: str, announced_size: int | None) -> SpoolWriter:
         if self._decided(media_type) in {"json", "text"}:
             writer = self._spool.writer(self._limits.answer, self._what, "CADOR_MAX_ANSWER_BYTES")
         else:
             writer = self._spool.writer(self._limits.result, self._what, "CADOR_MAX_RESULT_BYTES")
         if announced_size is not None:
             writer.announce(announced_size)
-        await writer.write(bytes(self._head))
         return writer
 
     def _decided(self, media_type: str) -> sniff.Kind:
@@ -103,19 +110,22 @@ class Receiver:
 # --- Bodies to values --------------------------------------------------------------------------------------------
 
 
-async def json_of(body: SpooledBody) -> Json:
-    """A JSON body as a value, large ones read in a thread; the body goes back to the spool.
+async def value_of(data: bytes) -> Json:
+    """A JSON text as a value, a large one read in a thread.
 
     Raises:
         AlgorithmBroken: it is no JSON.
     """
     try:
-        if body.in_memory:
-            return read_answer(body.read_all())
-        data = await trio.to_thread.run_sync(body.read_all)
         return read_answer(data) if len(data) <= THREAD_BYTES else await trio.to_thread.run_sync(read_answer, data)
     except NotJson as error:
         raise AlgorithmBroken(f"the algorithm's answer is not JSON: {error}") from error
+
+
+async def json_of(body: SpooledBody) -> Json:
+    """A JSON body as a value. The body goes back to the spool. Raises as `value_of`."""
+    try:
+        return await value_of(body.read_all() if body.in_memory else await trio.to_thread.run_sync(body.read_all))
     finally:
         body.close()
 
@@ -138,18 +148,18 @@ async def text_of(body: SpooledBody) -> str:
 # --- JSON answers to outputs -------------------------------------------------------------------------------------
 
 
-async def answer_of(value: Json, size: int, image_outputs: dict[str, bool], *, take_out_into: Spool | None) -> Answer:
-    """The outputs in a JSON answer of `size` bytes.
+async def answer_of(value: Json, size: int, describe: Describe, *, take_out_into: Spool | None) -> Answer:
+    """The outputs in a JSON answer of `size` bytes: those of an object, or the value as a whole.
 
-    `image_outputs` is what describe tells. Base64 images become images in `take_out_into`, or stay where they are.
+    Base64 images become images in `take_out_into`, or stay where they are.
 
     Raises:
         AlgorithmBroken: an image that is not base64.
         SpoolFull: as the spool says.
     """
-    if not isinstance(value, dict) or _is_geojson(value):
+    if not isinstance(value, dict) or _is_geojson_alone(value, describe.output_names):
         return Answer({WHOLE_ANSWER: Value(value, _json_type(value))}, whole=True, size=size)
-    inline = sniff.inline_images(value, image_outputs)
+    inline = sniff.inline_images(value, describe.output_images)
     outputs: dict[str, Output] = {}
     with ExitStack() as taken:
         for name, member in value.items():
@@ -208,8 +218,13 @@ def _inline_image(text: str) -> Value:
     return Value(text, sniff.image_media_type(sniff.data_url_media_type(text), head), "base64")
 
 
+def _is_geojson_alone(value: JsonObject, output_names: frozenset[str]) -> bool:
+    """A GeoJSON object as the whole answer: its members are not outputs. PESTO's template leaves `type` out."""
+    is_collection = isinstance(value.get("features"), list) or _is_geojson(value)
+    return is_collection and output_names.isdisjoint(value)
+
+
 def _is_geojson(value: JsonObject) -> bool:
-    """A GeoJSON object as the whole answer: its members are not outputs."""
     members = {"features", "geometry", "coordinates", "geometries"}
     return isinstance(value.get("type"), str) and not members.isdisjoint(value)
 

@@ -7,15 +7,25 @@ travel. Whether another attempt makes sense is for `client.py` to say.
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import structlog
 import trio
 
 from cador_trio.algorithm import dialect, sniff
-from cador_trio.algorithm.receive import Received, Receiver, SizeLimits, answer_of, json_of, list_output, text_of
+from cador_trio.algorithm.receive import (
+    Received,
+    Receiver,
+    SizeLimits,
+    answer_of,
+    json_of,
+    list_output,
+    text_of,
+    value_of,
+)
 from cador_trio.algorithm.transport import Connection, Response
 from cador_trio.algorithm.watch import Watch
 from cador_trio.capacity import Exchange
@@ -26,12 +36,13 @@ from cador_trio.errors import (
     AlgorithmFailed,
     AlgorithmUnreachable,
     CadorError,
-    ResultTooLarge,
 )
 from cador_trio.job import WHOLE_ANSWER, Answer, Image, Json, Output, Value
 from cador_trio.json_text import NotJson, read_answer, write
 from cador_trio.order import Order
 from cador_trio.spool import Spool
+
+T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +78,10 @@ class BackOff:
         await trio.sleep(pause)
 
 
+class JobLost(AlgorithmDied):
+    """The algorithm was away and has come back without the job."""
+
+
 class Visit:
     """What the requests of one attempt have in common."""
 
@@ -80,6 +95,9 @@ class Visit:
     async def post(self) -> Answer | str:
         """Hand the job over. Its answer; or, for a stateful one, the URL of its status.
 
+        An answer that nobody waits for any more is read to its end, since the algorithm is busy until then, and
+        dropped; only the link of a stateful one is kept.
+
         Raises:
             CadorError: each kind that the algorithm or the way to it can fail with.
         """
@@ -88,10 +106,12 @@ class Visit:
         headers = {"Content-Type": "application/json", **self._order.headers}
         async with self._connection.send("POST", execution, headers, write(self._order.inputs)) as response:
             await _raise_for_status(response, follow_up=False)
-            received = await self._receive(
-                response, "the answer", is_image=self._describe.whole_answer_is_image, announced=""
+            received = await self._receiver("the answer", is_image=self._describe.whole_answer_is_image).receive(
+                response, "", self._is_answer_wanted
             )
-        if self._describe.asynchronous and (link := await self._status_link(received, response)) is not None:
+        if received is None:
+            return Answer({})
+        if self._describe.asynchronous and (link := _status_link(received, response)) is not None:
             received.body.close()
             return self._pin(link, execution)
         return await self._answer(received)
@@ -100,46 +120,50 @@ class Visit:
         """Poll a stateful job to its end and fetch its results. Raises as `post`."""
         status = await self._last_status(status_url)
         if status.state != "done":
-            raise AlgorithmFailed(f"the algorithm's job has {status.state}: {status.text}")
-        index_url = self._pin(dialect.results_link(status_url, status), status_url)
-        refs = dialect.read_index(await self._document(index_url), self._describe)
-        links = {ref.id: self._pin(ref.link, index_url) for ref in refs}
+            raise AlgorithmFailed(status.text)
+        refs, links = await self._index(status_url, status)
         outputs, size = await self._fetch_all(refs, links)
         return Answer(outputs, size=size, leftovers=[*links.values(), dialect.job_link(status_url)])
 
     async def stop(self, status_url: str) -> None:
         """Nobody wants the job any more: cancel it, or wait until it is done and clear it away."""
-        watch = self._means.watch
         try:
-            if await watch.delete(dialect.job_link(status_url), self._order.headers):
-                log.info("the job is cancelled on the algorithm")
+            if await self.cancel(status_url):
                 return
             status = await self._last_status(status_url)
             if status.state == "done":
-                index_url = self._pin(dialect.results_link(status_url, status), status_url)
-                for ref in dialect.read_index(await self._document(index_url), self._describe):
-                    await watch.delete(self._pin(ref.link, index_url), self._order.headers)
+                _, links = await self._index(status_url, status)
+                for url in (*links.values(), dialect.job_link(status_url)):
+                    await self._means.watch.delete(url, self._order.headers)
         except CadorError as error:
             log.info("nothing is known of the job on the algorithm any more", reason=error.message)
 
-    # --- answers
+    async def cancel(self, status_url: str) -> bool:
+        """Ask the algorithm to cancel the job. False if it can't, or does a single thing at a time and is still at it.
 
-    async def _status_link(self, received: Received, response: Response) -> str | None:
-        is_small_json = received.kind == "json" and received.body.in_memory
-        body = read_answer_or_none(received.body.read_all()) if is_small_json else None
-        return dialect.status_link(body, response.headers)
+        Raises:
+            CadorError: there is no algorithm to ask.
+        """
+        try:
+            is_cancelled = await self._means.watch.delete(dialect.job_link(status_url), self._order.headers)
+        except AlgorithmDied:
+            return False
+        if is_cancelled:
+            log.info("the job is cancelled on the algorithm")
+        return is_cancelled
+
+    def _is_answer_wanted(self) -> bool:
+        return self._describe.asynchronous or not self._exchange.abandoned
+
+    # --- answers
 
     async def _answer(self, received: Received) -> Answer:
         """What a stateless POST brought, whatever it is."""
         match received.kind:
             case "json":
                 size = received.body.size
-                return await answer_of(
-                    await json_of(received.body),
-                    size,
-                    dict(self._describe.output_images),
-                    take_out_into=self._means.spool if self._order.take_out_images else None,
-                )
+                spool = self._means.spool if self._order.take_out_images else None
+                return await answer_of(await json_of(received.body), size, self._describe, take_out_into=spool)
             case "text":
                 text = Value(await text_of(received.body), "text/plain; charset=utf-8", "text")
                 return Answer({WHOLE_ANSWER: text}, whole=True)
@@ -152,12 +176,20 @@ class Visit:
         """Ask until the job has come to its end."""
         pause = FIRST_POLL_SECONDS
         while True:
-            status = dialect.read_status(await self._document(status_url))
+            status = dialect.read_status(await self._document(status_url, "the status"))
             if status.state != "working":
                 return status
             self._order.on_progress(status.progress)
             await trio.sleep(pause)
             pause = min(pause * POLL_GROWTH, LAST_POLL_SECONDS)
+
+    async def _index(
+        self, status_url: str, status: dialect.AlgorithmStatus
+    ) -> tuple[list[dialect.ResultRef], dict[str, str]]:
+        """The results there are, and their URLs by id."""
+        index_url = self._pin(dialect.results_link(status_url, status), status_url)
+        refs = dialect.read_index(await self._document(index_url, "the index of results"), self._describe)
+        return refs, {ref.id: self._pin(ref.link, index_url) for ref in refs}
 
     async def _fetch_all(self, refs: list[dialect.ResultRef], links: dict[str, str]) -> tuple[dict[str, Output], int]:
         """The outputs by name, and the bytes of JSON among them."""
@@ -177,62 +209,73 @@ class Visit:
 
     async def _fetch(self, url: str, ref: dialect.ResultRef) -> tuple[Image | Value, int]:
         """One result and its bytes of JSON; a connection that breaks costs a retry of this result alone."""
-        deaths = 0
-        pauses = BackOff()
-        while True:
-            try:
-                return await self._fetch_once(url, ref)
-            except AlgorithmUnreachable as error:
-                await self._wait_reachable(error)
-            except AlgorithmBusy as error:
-                await pauses.sleep(error.retry_after)
-            except AlgorithmDied as error:
-                deaths += 1
-                if deaths >= self._means.max_attempts:
-                    # The work is done, its result can't be had: no sense in doing all the work again.
-                    raise AlgorithmBroken(f"the result {ref.id} can't be fetched: {error.message}") from error
-                await pauses.sleep(error.retry_after)
-
-    async def _fetch_once(self, url: str, ref: dialect.ResultRef) -> tuple[Image | Value, int]:
-        async with self._connection.send("GET", url, self._order.headers) as response:
-            await _raise_for_status(response, follow_up=True)
-            received = await self._receive(
-                response,
-                f"the result {ref.id}",
-                is_image=ref.output in self._describe.output_images,
-                announced=ref.media_type,
-            )
+        try:
+            received = await self._insist(lambda: self._fetch_once(url, ref))
+        except JobLost:
+            raise
+        except AlgorithmDied as error:
+            # The work is done, only its result can't be had: no sense in doing all of it again.
+            raise AlgorithmBroken(f"the result {ref.id} can't be fetched: {error.message}", hint=error.hint) from error
         size = received.body.size
         match received.kind:
             case "json":
                 return Value(await json_of(received.body)), size
-            case "text" if ref.output in self._describe.output_numbers:
+            case "text" | "bytes" if ref.output in self._describe.output_numbers:
                 return Value(sniff.text_value(await text_of(received.body), is_number=True)), size
             case "text":
                 return Value(await text_of(received.body), "text/plain; charset=utf-8", "text"), size
             case _:
                 return Image(ref.output, ref.index, received.media_type, received.body), 0
 
+    async def _fetch_once(self, url: str, ref: dialect.ResultRef) -> Received:
+        is_image = ref.output in self._describe.output_images
+        async with self._connection.send("GET", url, self._order.headers) as response:
+            await _raise_for_status(response, follow_up=True)
+            received = await self._receiver(f"the result {ref.id}", is_image=is_image).receive(response, ref.media_type)
+        if received is None:
+            raise RuntimeError("a result is wanted as long as somebody fetches it")
+        return received
+
     # --- requests
 
-    async def _document(self, url: str) -> Json:
-        """A small JSON document about a job; asking again is harmless, so it is asked for until it comes."""
+    async def _document(self, url: str, what: str) -> Json:
+        """A small JSON document about a job."""
+        return await value_of(await self._insist(lambda: self._document_once(url, what)))
+
+    async def _document_once(self, url: str, what: str) -> bytes:
+        async with self._connection.send("GET", url, self._order.headers) as response:
+            await _raise_for_status(response, follow_up=True)
+            return await response.read(MAX_DOCUMENT_BYTES, what)
+
+    async def _insist(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Ask about a job that the algorithm has taken until it answers: asking again does no harm.
+
+        Raises:
+            AlgorithmDied: it broke off too often.
+            JobLost: it was away, and now knows nothing of the job.
+            CadorError: its other words on the job.
+        """
         deaths = 0
+        was_away = False
         pauses = BackOff()
         while True:
             try:
-                async with self._connection.send("GET", url, self._order.headers) as response:
-                    await _raise_for_status(response, follow_up=True)
-                    return _small_json(await response.read(MAX_DOCUMENT_BYTES))
+                return await ask()
             except AlgorithmUnreachable as error:
+                was_away = True
                 await self._wait_reachable(error)
             except AlgorithmBusy as error:
                 await pauses.sleep(error.retry_after)
             except AlgorithmDied as error:
+                was_away = True
                 deaths += 1
                 if deaths >= self._means.max_attempts:
                     raise
                 await pauses.sleep(error.retry_after)
+            except AlgorithmFailed as error:
+                if was_away:
+                    raise JobLost(f"the algorithm was away and has lost the job: {error.message}") from error
+                raise
 
     async def _wait_reachable(self, error: AlgorithmUnreachable) -> None:
         self._means.watch.suspect(error)
@@ -241,37 +284,28 @@ class Visit:
         with self._order.deadline.standing_still():
             await self._means.watch.wait_reachable()
 
-    async def _receive(self, response: Response, what: str, *, is_image: bool, announced: str) -> Received:
-        receiver = Receiver(self._means.spool, self._means.limits, what, is_image=is_image)
-        return await receiver.receive(response, announced, lambda: not self._exchange.abandoned)
+    def _receiver(self, what: str, *, is_image: bool) -> Receiver:
+        return Receiver(self._means.spool, self._means.limits, what, is_image=is_image)
 
     def _pin(self, link: str, base: str) -> str:
         return self._means.watch.origin.pin(link, base)
 
 
-def read_answer_or_none(data: bytes) -> Json:
-    """A JSON value, or None for what is none."""
-    try:
-        return read_answer(data)
-    except NotJson:
-        return None
+def _status_link(received: Received, response: Response) -> str | None:
+    """Where a stateful POST says that the status is; None if the answer is no Reference."""
+    body = None
+    if received.kind == "json" and received.body.in_memory:
+        with suppress(NotJson):
+            body = read_answer(received.body.read_all())
+    return dialect.status_link(body, response.headers)
 
 
 async def _raise_for_status(response: Response, *, follow_up: bool) -> None:
     if 200 <= response.status < 300:
         return
-    body = await response.read(MAX_ERROR_BYTES)
+    body = await response.read_start(MAX_ERROR_BYTES)
     text = dialect.error_text(response.status, response.media_type, body, response.reason)
     wait = dialect.read_retry_after(response.headers.get("retry-after"), time.time())
     error = dialect.classify(response.status, text, retry_after=wait, follow_up=follow_up)
     if error is not None:
         raise error
-
-
-def _small_json(data: bytes) -> Json:
-    if len(data) >= MAX_DOCUMENT_BYTES:
-        raise ResultTooLarge(f"a status or index has at least {len(data)} bytes, more than {MAX_DOCUMENT_BYTES} bytes")
-    try:
-        return read_answer(data)
-    except NotJson as error:
-        raise AlgorithmBroken(f"the algorithm's answer is not JSON: {error}") from error

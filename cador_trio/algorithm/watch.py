@@ -6,7 +6,8 @@ read anew whenever the algorithm comes back, so that a new version is seen at on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,8 +16,9 @@ import trio
 
 from cador_trio.algorithm import dialect, schema
 from cador_trio.algorithm.transport import Connection
-from cador_trio.errors import AlgorithmBroken, AlgorithmDied, AlgorithmUnreachable, CadorError
+from cador_trio.errors import AlgorithmBroken, AlgorithmBusy, AlgorithmDied, AlgorithmUnreachable, CadorError
 from cador_trio.json_text import NotJson, read_answer
+from cador_trio.order import Deadline
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +27,7 @@ RETRY_SECONDS: Final = 0.5  # between looks at one that isn't
 ANSWER_SECONDS: Final = 5.0  # for one small request
 MAX_DOCUMENT_BYTES: Final = 16 * 1024 * 1024
 PARALLEL_REQUESTS: Final = 4  # small requests at once
+BUSY: Final = frozenset({429, 503})
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Watch:
         self._reachable = trio.Event()
         self._look = trio.Event()
         self._warned_of_origin = False
+        self._clocks: set[Deadline] = set()
         # Asked when it doesn't answer in time: a single-threaded algorithm that works is busy, not gone.
         self.is_working: Callable[[], bool] = lambda: False
 
@@ -92,6 +96,18 @@ class Watch:
         while self._trouble is not None:
             await self._reachable.wait()
 
+    @contextmanager
+    def timing(self, deadline: Deadline) -> Iterator[None]:
+        """In this block the deadline stands still whenever the algorithm is away."""
+        self._clocks.add(deadline)
+        if self._trouble is not None:
+            deadline.stop()
+        try:
+            yield
+        finally:
+            self._clocks.remove(deadline)
+            deadline.go_on()
+
     async def run(self) -> None:
         """Look now and then, until cancelled."""
         while True:
@@ -117,7 +133,8 @@ class Watch:
         reply = await self.ask("GET", f"{self.origin.base}/describe", headers)
         if not 200 <= reply.status < 300:
             text = dialect.error_text(reply.status, reply.media_type, reply.body, "")
-            raise AlgorithmBroken(f"the algorithm answered {reply.status} when asked to describe itself: {text}")
+            message = f"the algorithm answered {reply.status} when asked to describe itself: {text}"
+            raise AlgorithmBusy(message) if reply.status in BUSY else AlgorithmBroken(message)
         try:
             document = read_answer(reply.body)
         except NotJson as error:
@@ -134,14 +151,15 @@ class Watch:
         """A small request, answered within seconds.
 
         Raises:
-            AlgorithmUnreachable, AlgorithmDied, AlgorithmBroken: no answer, or one that is too large.
+            AlgorithmUnreachable, AlgorithmDied, AlgorithmBroken: no answer.
+            ResultTooLarge: one of more than 16 MiB.
         """
         with trio.move_on_after(ANSWER_SECONDS):
             async with self._limiter:
                 connection = self._idle.pop()
                 try:
                     async with connection.send(method, url, headers, content) as response:
-                        body = await response.read(MAX_DOCUMENT_BYTES)
+                        body = await response.read(MAX_DOCUMENT_BYTES, "the algorithm's answer")
                         return Reply(response.status, response.media_type, body)
                 finally:
                     self._idle.append(connection)
@@ -164,6 +182,8 @@ class Watch:
     async def _check(self) -> None:
         try:
             await self._ask_describe({})
+        except AlgorithmBusy as error:  # it is there, and has no time to talk about itself
+            self._set_trouble(error) if self._described is None else self._set_reachable(self._described)
         except AlgorithmDied as error:
             if self._described is None or not self.is_working():
                 self._set_trouble(AlgorithmUnreachable(error.message, hint="is the algorithm stuck?"))
@@ -186,10 +206,14 @@ class Watch:
             log.info("the algorithm is reachable", origin=self.origin.url)
         self._described, self._trouble = described, None
         self._reachable.set()
+        for deadline in self._clocks:
+            deadline.go_on()
 
     def _set_trouble(self, error: CadorError) -> None:
-        if self._trouble is None or self._described is None:
+        if self._trouble is None or self._trouble.message != error.message:  # not again at every look
             log.warning("the algorithm is not usable", reason=error.message, hint=error.hint)
         if self._trouble is None:
             self._reachable = trio.Event()
+            for deadline in self._clocks:
+                deadline.stop()
         self._trouble = error

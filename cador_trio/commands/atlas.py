@@ -2,15 +2,17 @@
 
 Pure: geometry in longitude and latitude goes in, numbers come out. The atlas values are of other origin than the image:
 
-- Black Sea and Caspian: shorelines of OpenStreetMap (© OpenStreetMap contributors, ODbL), state of 2026, sampled every
-  1/120 degree; the Black Sea with the Sea of Azov from the Bosporus on, the Caspian without Garabogaz Bay.
+- Black Sea and Caspian: shorelines of OpenStreetMap (© OpenStreetMap contributors, ODbL) as packaged in
+  roaring-landmask 0.11.0, sampled every 1/120 degree; the Black Sea with the Sea of Azov from the Bosporus on, the
+  Caspian without Garabogaz Bay.
 - Garabogaz Bay: Natural Earth, 1:10 million. Lakes Urmia and Van: GSHHG, intermediate resolution.
 
 A centre is the centre of mass in the plane of longitude and latitude, here and there.
 
 Atlases do not agree on the Caspian. Its flat north is reed and mud: Natural Earth and GSHHG draw the old shore behind
-the reeds, which puts the centre at latitude 41.77, OpenStreetMap draws the edge of the open water, 41.63. The image
-shows open water too, so OpenStreetMap is what it is compared with.
+the reeds, which puts the centre at latitude 41.78, OpenStreetMap draws the edge of the open water, 41.63. The detector
+looks for open water, so OpenStreetMap is what it is compared with: it is 0.08° off that, and would be 0.23° off the
+other two. The Black Sea is within 0.05° of all of them.
 """
 
 from __future__ import annotations

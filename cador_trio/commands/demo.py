@@ -6,6 +6,7 @@ The demonstration itself is `demonstration.py`; it needs the extra `demo`, so it
 from __future__ import annotations
 
 import importlib.util
+import io
 import sys
 import traceback
 from collections.abc import Iterator
@@ -45,6 +46,8 @@ def run_demo(keep: bool, output: Path | None = None) -> int:
     Returns:
         The process's exit code: 0 it works, 3 something does not (standard error says what), 130 it was interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 gets a question mark for km², no traceback
     missing = [package for module, package in _EXTRA.items() if importlib.util.find_spec(module) is None]
     if missing:
         return _fail(f"the demo needs {', '.join(missing)}", "pip install 'cador-trio[demo]'")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal
 
 import structlog
@@ -22,10 +22,10 @@ def set_up_logs(level: str, log_format: LogFormat) -> None:
     is_console = log_format == "console" or (log_format == "auto" and sys.stderr.isatty())
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
         _redact,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     renderer: structlog.typing.Processor = (
         structlog.dev.ConsoleRenderer() if is_console else structlog.processors.JSONRenderer()
@@ -40,15 +40,30 @@ def set_up_logs(level: str, log_format: LogFormat) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
     logging.root.handlers = [handler]
+    logging.captureWarnings(True)
     # Libraries speak up when something is wrong; their chatter is for a debugging session.
     logging.root.setLevel(logging.DEBUG if level == "debug" else max(number, logging.WARNING))
 
 
 def _redact(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     for name, value in event.items():
-        if isinstance(value, str):
-            event[name] = _redacted_lines(value) if "\n" in value else public_text(value)
+        if not name.startswith("_"):  # structlog's own, taken out before the line is written
+            event[name] = _redacted(value)
     return event
+
+
+def _redacted(value: object) -> object:
+    match value:
+        case str():
+            return _redacted_lines(value) if "\n" in value else public_text(value)
+        case None | bool() | int() | float():
+            return value
+        case Mapping():
+            return {str(name): _redacted(member) for name, member in value.items()}
+        case list() | tuple() | set() | frozenset():
+            return [_redacted(member) for member in value]
+        case _:
+            return public_text(str(value))
 
 
 def _redacted_lines(text: str) -> str:

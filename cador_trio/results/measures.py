@@ -7,6 +7,7 @@ the process when it builds a MultiPolygon with an empty member from a ragged arr
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from typing import Any, Final, NamedTuple
@@ -176,7 +177,7 @@ class _Parts:
 
 def _ring_areas(rings: Floats, ends: Offsets) -> Iterator[float]:
     """Square metres inside each ring. PROJ closes open rings, and lets other threads run meanwhile."""
-    lon, lat = np.ascontiguousarray(rings.T)
+    lon, lat = (array("d", column.tobytes()) for column in rings.T)  # what pyproj takes in fastest, ring by ring
     for start, end in pairwise(ends.tolist()):
         yield abs(_WGS84.polygon_area_perimeter(lon[start:end], lat[start:end])[0])
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from cador_trio.errors import StoreFailed
-from cador_trio.storage.destinations import Policy, folder_outside, is_inside
+from cador_trio.storage.destinations import folder_outside, is_inside
 
 # With O_DIRECTORY, O_NOFOLLOW refuses a symbolic link as ENOTDIR. O_PATH asks for no right to list the folders above.
 _FOLDER: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -27,17 +27,17 @@ STALE_PART_SECONDS: Final = 3_600.0  # a writer that hasn't written for so long 
 
 
 @contextmanager
-def open_folder(folder: str, policy: Policy, *, create: bool) -> Iterator[int]:
+def open_folder(folder: str, roots: tuple[str, ...], *, create: bool) -> Iterator[int]:
     """A descriptor of a folder, good for `dir_fd`, after following its symbolic links and checking where they lead.
 
     Missing folders below the root are made if `create` says so (rights by the umask), the root itself never is: it may
-    be a volume that isn't mounted yet. Raises RequestRefused where the folder leads out of the allowed roots, and
+    be a volume that isn't mounted yet. Raises RequestRefused where the folder leads out of the allowed `roots`, and
     OSError for what the file system refuses, a link that was put there after the check among it.
     """
     real = os.path.realpath(folder)
-    root = next((root for root in map(os.path.realpath, policy.posix_roots) if is_inside(real, root)), None)
+    root = next((root for root in map(os.path.realpath, roots) if is_inside(real, root)), None)
     if root is None:
-        raise folder_outside(folder, policy)
+        raise folder_outside(folder, roots)
     here = _open_root(root)
     try:
         for name in filter(None, real.removeprefix(root).split("/")):
@@ -54,7 +54,8 @@ def _open_root(root: str) -> int:
         return os.open(root, _FOLDER)
     except FileNotFoundError as error:
         raise StoreFailed(
-            f"the allowed folder {root} does not exist", hint="Is the volume mounted? CADOR_POSIX_ROOTS names it."
+            f"the allowed folder {root} does not exist",
+            hint="Is the volume mounted? CADOR_POSIX_ROOTS, or the profile, names it.",
         ) from error
 
 
@@ -137,6 +138,12 @@ def _remove_if_stale(entry: os.DirEntry[str], folder: int, now: float) -> None:
     with suppress(FileNotFoundError):  # its writer has just finished with it
         if now - entry.stat(follow_symlinks=False).st_mtime > STALE_PART_SECONDS:
             _remove(entry.name, folder)
+
+
+def remove_object(folder: int, name: str) -> None:
+    """Remove an object, durably. Raises OSError."""
+    os.unlink(name, dir_fd=folder)
+    _sync_folder(folder)
 
 
 def _remove(name: str, folder: int) -> None:

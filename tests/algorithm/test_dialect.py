@@ -386,12 +386,7 @@ class TestStatefulExecution:
         """The text of a bad end is the algorithm's, or ours when it has none."""
         assert read_status({"status": "FAILED", "message": "no sensor"}).text == "no sensor"
         assert read_status({"status": "FAILED", "errorMsg": "no lens"}).text == "no lens"
-        assert read_status({"status": "CANCELLED"}).text == "the algorithm's job has cancelled"
-
-    def test_running_after_done_means_that_the_results_are_gone(self) -> None:
-        """PESTO reports an emptied folder as RUNNING, for ever."""
-        assert read_status({"status": "RUNNING", "progress": 0}, seen_done=True).state == "failed"
-        assert read_status({"status": "DONE"}, seen_done=True).state == "done"
+        assert read_status({"status": "CANCELLED"}).text == "the algorithm's job was cancelled"
 
     @pytest.mark.parametrize(
         ("status_url", "results", "job"),
@@ -476,10 +471,10 @@ class TestStatefulExecution:
         with pytest.raises(AlgorithmBroken, match="index of results"):
             read_index(index, describe(output=PESTO_OUTPUT))
 
-    @given(odd_documents, st.booleans())
-    def test_any_status_and_index_is_read_or_broken(self, document: Any, seen_done: bool) -> None:
+    @given(odd_documents)
+    def test_any_status_and_index_is_read_or_broken(self, document: Any) -> None:
         """No shape raises anything but a CadorError, and no two results have one name and place."""
-        for read in (lambda: read_status(document, seen_done=seen_done), lambda: status_link(document, {})):
+        for read in (lambda: read_status(document), lambda: status_link(document, {})):
             with contextlib.suppress(CadorError):
                 read()
         try:

@@ -12,6 +12,7 @@ import detector
 import numpy as np
 import pytest
 import server
+import trio
 import yaml  # type: ignore[import-untyped]  # it publishes no types
 from numpy.typing import NDArray
 from PIL import Image
@@ -196,8 +197,9 @@ async def test_not_json(client: Client) -> None:
 
 async def test_busy(client: Client, lake: bytes) -> None:
     """While it works on one image another is answered 503."""
-    async with server.worker:
-        status, answer = await post(client, {"image": base64.b64encode(lake).decode()})
+    with trio.fail_after(10):  # one that waited instead would wait for ever
+        async with server.worker:
+            status, answer = await post(client, {"image": base64.b64encode(lake).decode()})
     assert (status, "busy" in answer["message"]) == (503, True)
 
 

@@ -8,11 +8,13 @@ import io
 import threading
 
 from cador_trio.job import Image
-from cador_trio.storage.store import CHUNK_BYTES
+from cador_trio.storage.outgoing import CHUNK_BYTES
 
 
 class MemoryBody:
     """A `Body` over bytes at hand; counts the readers that are open."""
+
+    in_memory = True
 
     def __init__(self, data: bytes) -> None:
         self.data = data
@@ -45,6 +47,9 @@ class MemoryReader:
     def read(self, size: int, /) -> bytes:
         self.before_read()
         return self.stream.read(size)
+
+    def seek(self, offset: int, /) -> int:
+        return self.stream.seek(offset)
 
     def close(self) -> None:
         if not self.stream.closed:

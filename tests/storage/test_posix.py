@@ -21,8 +21,10 @@ from libcloud.storage.base import Container
 from cador_trio.errors import RequestRefused, StoreFailed
 from cador_trio.job import StorageRequest
 from cador_trio.storage.destinations import Policy, PosixDestination
+from cador_trio.storage.folders import local_driver
+from cador_trio.storage.outgoing import CHUNK_BYTES
 from cador_trio.storage.posix import STALE_PART_SECONDS, in_plain_words
-from cador_trio.storage.store import CHUNK_BYTES, Store, local_driver
+from cador_trio.storage.store import Store
 
 from .bodies import GatedBody, image
 from .conftest import PosixUnderTest

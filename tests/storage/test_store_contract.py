@@ -8,8 +8,7 @@ import pytest
 import trio
 
 from cador_trio.errors import ResultRefused, StoreFailed
-from cador_trio.storage.destinations import BucketDestination
-from cador_trio.storage.store import CHUNK_BYTES
+from cador_trio.storage.outgoing import CHUNK_BYTES
 
 from .bodies import FailingBody, GatedBody, MemoryBody, image
 from .conftest import StoreUnderTest
@@ -157,10 +156,8 @@ async def test_body_stays_with_its_owner(world: StoreUnderTest) -> None:
     assert not body.closed
 
 
-async def test_bucket_is_refused_for_now(world: StoreUnderTest) -> None:
-    """A destination that this version can't write to is an error, never a silent success."""
-    bucket = BucketDestination("bucket-a", "t-1", "S3")
-    with pytest.raises(StoreFailed, match="S3 storage is not available"):
-        await world.store.prepare(bucket)
-    with pytest.raises(StoreFailed, match="S3 storage is not available"):
-        await world.store.put(bucket, image(b"x"))
+async def test_probe_leaves_nothing(world: StoreUnderTest) -> None:
+    """The probe of `cador-trio check` writes, reads back and deletes."""
+    await world.store.probe(world.destination("t-1"))
+    assert world.objects() == {}
+    assert world.leftovers() == []

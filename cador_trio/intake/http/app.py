@@ -6,89 +6,112 @@ import hmac
 from typing import Final
 
 import structlog
+from pydantic import SecretStr
 from quart import Response, g, request
 from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from cador_trio.errors import BodyTooLarge, CadorError, MethodNotAllowed, NotAuthenticated, NotFound
+from cador_trio.intake.http.connection import Connection, Request
 from cador_trio.intake.http.door import Door
 from cador_trio.intake.http.geoprocess import algorithm_metrics, geoprocess_routes
 from cador_trio.intake.http.negotiation import correlation_id
 from cador_trio.intake.http.probes import probe_routes
-from cador_trio.intake.http.respond import error_body, error_response, json_response
+from cador_trio.intake.http.respond import error_body, error_response, json_response, without_body
+from cador_trio.intake.http.swagger import swagger_routes
 
 log = structlog.get_logger(__name__)
 
-# Reachable without the token: probes ask without one.
-OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/health", "/api/v1/health"})
+# Reachable without the token: probes ask without one, and so does a browser that opens the page.
+OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/health", "/api/v1/health", "/openapi/spec.json", "/swagger"})
+OPEN_FOLDER: Final = "/swagger/"
 
 
-def create_app(door: Door) -> QuartTrio:
+class App(QuartTrio):
+    """quart with our corrections."""
+
+    asgi_http_class = Connection
+    request_class = Request
+
+
+def create_app(door: Door) -> App:
     """The ASGI application of the HTTP door."""
-    app = QuartTrio(__name__, static_folder=None)
+    app = App(__name__, static_folder=None)
     app.config.update(
         MAX_CONTENT_LENGTH=int(door.settings.max_body_bytes),
-        # Ours are in `read_body` and on the streamed responses; quart's would cut results short.
+        # Ours are in `read_body` and in the kernel (`server.py`); quart's would cut results short.
         BODY_TIMEOUT=None,
         RESPONSE_TIMEOUT=None,
     )
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # it answers with redirects
     app.register_blueprint(geoprocess_routes(door, "v1"), url_prefix="/api/v1")
     app.register_blueprint(algorithm_metrics(door, "v1_metrics"), url_prefix="/api/v1")
     app.register_blueprint(geoprocess_routes(door, "root"))
     app.register_blueprint(probe_routes(door.health))
-    _add_checks(app, door)
+    app.register_blueprint(swagger_routes(door.settings))
+    _add_checks(app, door.settings.api_token)
     _add_error_handlers(app)
     return app
 
 
-def _add_checks(app: QuartTrio, door: Door) -> None:
-    token = door.settings.api_token
-
+def _add_checks(app: App, token: SecretStr | None) -> None:
     @app.before_request
     async def identify() -> None:
         g.correlation_id = correlation_id(request.headers.get("X-Correlation-ID"))
-        if token is not None and request.path not in OPEN_PATHS:
-            scheme, _, shown = request.headers.get("Authorization", "").partition(" ")
-            expected = token.get_secret_value().encode()
-            if scheme.lower() != "bearer" or not hmac.compare_digest(shown.strip().encode(), expected):
-                raise NotAuthenticated("a bearer token is needed", hint="send Authorization: Bearer with the API token")
+        if token is not None and not _is_open(request.path):
+            _check_token(request.headers.get("Authorization", ""), token)
 
     @app.after_request
     async def sign(response: Response) -> Response:
-        response.headers["X-Correlation-ID"] = g.get("correlation_id", "")
+        response.headers["X-Correlation-ID"] = g.correlation_id
         response.headers["X-Content-Type-Options"] = "nosniff"
-        return response
+        return without_body(response) if request.method == "HEAD" else response
 
 
-def _add_error_handlers(app: QuartTrio) -> None:
+def _is_open(path: str) -> bool:
+    return path.rstrip("/") in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+
+
+def _check_token(authorization: str, token: SecretStr) -> None:
+    scheme, _, shown = authorization.partition(" ")
+    # Headers come as Latin-1 text: this gives back the bytes that were sent.
+    sent, expected = shown.strip().encode("latin-1", "replace"), token.get_secret_value().encode()
+    if scheme.lower() != "bearer" or not hmac.compare_digest(sent, expected):
+        raise NotAuthenticated("a bearer token is needed", hint="send Authorization: Bearer with the API token")
+
+
+def _add_error_handlers(app: App) -> None:
     @app.errorhandler(CadorError)
     async def ours(error: CadorError) -> Response:
         return error_response(error)
 
     @app.errorhandler(HTTPException)
     async def theirs(error: HTTPException) -> Response:
-        match error:
-            case WerkzeugMethodNotAllowed():
-                allow = tuple(sorted(error.valid_methods or ()))
-                return error_response(
-                    MethodNotAllowed(
-                        f"{request.method} is not possible here", allow=allow, hint=f"use {' or '.join(allow)}"
-                    )
-                )
-            case _ if error.code == 404:
-                return error_response(
-                    NotFound(f"nothing is at {request.path[:200]}", hint="/swagger lists what there is")
-                )
-            case _ if error.code == 413:
-                return error_response(
-                    BodyTooLarge("the request body is too large", hint="CADOR_MAX_BODY_BYTES is the limit")
-                )
-            case _:
-                return json_response(error_body(error.description or error.name, ""), error.code or 500)
+        found = _as_ours(error)
+        if found is None:
+            return json_response(error_body(error.description or error.name, ""), error.code or 500)
+        return error_response(found)
 
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
         log.error("a request failed for a reason that nobody thought of", path=request.path, exc_info=error)
         return json_response(error_body("unexpected error in the sidecar", "its log has the details"), 500)
+
+
+def _as_ours(error: HTTPException) -> CadorError | None:
+    """What the framework refuses, in our words; None if it is nothing that we know."""
+    match error.code:
+        case 404:
+            return NotFound(f"nothing is at {request.path[:200]}", hint="/swagger lists what there is")
+        case 405:
+            methods = error.valid_methods if isinstance(error, WerkzeugMethodNotAllowed) else None
+            allow = tuple(sorted(methods or ()))
+            return MethodNotAllowed(
+                f"{request.method} is not possible here", allow=allow, hint=f"use {' or '.join(allow)}"
+            )
+        case 413:
+            return BodyTooLarge("the request body is too large", hint="CADOR_MAX_BODY_BYTES is the limit")
+        case _:
+            return None

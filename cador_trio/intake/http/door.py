@@ -12,7 +12,7 @@ import trio
 from quart import Request
 
 from cador_trio.capacity import BytesReservation
-from cador_trio.errors import BodyTooLarge, CadorError, Conflict, NotNow, RequestTimedOut
+from cador_trio.errors import BodyTooLarge, CadorError, Conflict, NotFound, NotNow, RequestTimedOut
 from cador_trio.intake.request import ReadStorage, decode_request
 from cador_trio.job import Cancelled, EndReason, Failed, Job, JsonObject, Product, Succeeded
 from cador_trio.observe.health import Health, Phase
@@ -75,7 +75,7 @@ class Door:
     now_ms: Callable[[], int]
 
 
-async def read_body(request: Request, door: Door, reservation: BytesReservation) -> bytes:
+async def read_body(request: Request, settings: Settings, reservation: BytesReservation) -> bytes:
     """The request's body, counted as waiting while it comes in.
 
     Raises:
@@ -83,21 +83,18 @@ async def read_body(request: Request, door: Door, reservation: BytesReservation)
         NotNow: too many bodies wait.
         RequestTimedOut: its sender has gone quiet.
     """
-    limit = int(door.settings.max_body_bytes)
-    announced = request.content_length or 0
-    if announced > limit:
+    limit = int(settings.max_body_bytes)
+    if (announced := request.content_length or 0) > limit:
         raise _too_large(announced, limit)
-    reservation.grow(announced)
     gathered = bytearray()
     with trio.move_on_after(BODY_IDLE_SECONDS) as idle:
         async for chunk in request.body:
             idle.deadline = trio.current_time() + BODY_IDLE_SECONDS
+            # What is announced is not counted before it is here: a sender that never sends would block the others.
+            reservation.grow(len(chunk))
             gathered += chunk
-            if len(gathered) > announced:
-                if len(gathered) > limit:
-                    raise _too_large(len(gathered), limit)
-                reservation.grow(len(gathered) - announced)
-                announced = len(gathered)
+            if len(gathered) > limit:
+                raise _too_large(len(gathered), limit)
     if idle.cancelled_caught:
         raise RequestTimedOut(f"the request body stopped coming: nothing for {BODY_IDLE_SECONDS:g} s")
     return bytes(gathered)
@@ -116,7 +113,7 @@ class Submission:
 def submit(submission: Submission, door: Door, reservation: BytesReservation) -> JobRecord:
     """Take a job in and start it; the order of the checks is the wire contract's (section 2.2).
 
-    From here on the reservation is the job's, and released when it no longer waits.
+    From here on the reservation is the job's, and released when the job no longer waits.
 
     Raises:
         RequestRefused: one of the 400s.
@@ -136,7 +133,7 @@ def submit(submission: Submission, door: Door, reservation: BytesReservation) ->
     plan = admit(request, job.task_name, door.house)
     if door.health.phase is not Phase.SERVING:
         raise NotNow(str(door.health.phase), hint="send it to another instance, or again in a while", retry_after=5)
-    door.house.capacity.check_waiting_place("http")
+    reservation.take_place()
     record = door.house.registry.add(job, submission.idempotency_key)
     record.leave_queue = reservation.release
     door.jobs_nursery.start_soon(run_job, record, plan, door.house)
@@ -174,10 +171,12 @@ def product_of(record: JobRecord) -> Product:
         CadorError: why it made nothing.
     """
     match record.outcome:
+        case Succeeded() if record.has_lost_results:
+            raise NotFound("results of the job are no longer kept", hint="post it again, under another Idempotency-Key")
         case Succeeded(product=product):
             return product
         case Failed(error=error):
-            raise error
+            raise error.again()
         case Cancelled(reason=EndReason.SHUTDOWN):
             raise NotNow(f"the job was cancelled: {EndReason.SHUTDOWN}", hint="send it again", retry_after=5)
         case Cancelled(reason=reason):

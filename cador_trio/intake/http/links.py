@@ -37,9 +37,10 @@ class Links:
         """The job's results resource."""
         return f"{self._job(record)}/results"
 
-    def events(self, record: JobRecord) -> str:
-        """The job's stream of events."""
-        return f"{self._job(record)}/events"
+    def page(self, limit: int, offset: int, state: str | None) -> str:
+        """A page of the list of jobs."""
+        only = f"&status={state}" if state is not None else ""
+        return f"{self.base}{API}/jobs?limit={limit}&offset={offset}{only}"
 
     def result(self, record: JobRecord, result: Result) -> str:
         """One result."""

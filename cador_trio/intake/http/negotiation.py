@@ -41,15 +41,15 @@ def correlation_id(sent: str | None) -> str:
     return sent if sent is not None and _PLAIN.fullmatch(sent) else str(uuid4())
 
 
-def idempotency_key(sent: str | None) -> str | None:
-    """The caller's `Idempotency-Key`.
+def plain_header(name: str, value: str) -> str:
+    """A header that must be a short plain text, as it is.
 
     Raises:
         RequestRefused: not 1 to 200 printable ASCII characters.
     """
-    if sent is not None and not _PLAIN.fullmatch(sent):
-        raise RequestRefused("Idempotency-Key must be 1 to 200 printable ASCII characters")
-    return sent
+    if not _PLAIN.fullmatch(value):
+        raise RequestRefused(f"{name} must be 1 to 200 printable ASCII characters")
+    return value
 
 
 def check_content_type(content_type: str | None) -> None:

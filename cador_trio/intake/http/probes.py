@@ -5,12 +5,12 @@ from __future__ import annotations
 from quart import Blueprint, Response
 
 from cador_trio.intake.http.respond import json_response
+from cador_trio.intake.http.routing import add_routes
 from cador_trio.observe.health import Health
 
 
 def probe_routes(health: Health) -> Blueprint:
     """Both probes, at the root."""
-    routes = Blueprint("probes", __name__)
 
     async def livez() -> Response:
         return _verdict(health.stuck())
@@ -18,9 +18,7 @@ def probe_routes(health: Health) -> Blueprint:
     async def readyz() -> Response:
         return _verdict(health.not_ready())
 
-    for path, view in (("/livez", livez), ("/readyz", readyz)):
-        routes.add_url_rule(path, view_func=view, methods=["GET"], provide_automatic_options=False)
-    return routes
+    return add_routes(Blueprint("probes", __name__), [("GET", "/livez", livez), ("GET", "/readyz", readyz)])
 
 
 def _verdict(reasons: list[str]) -> Response:

@@ -6,12 +6,16 @@ peer that acknowledges nothing for a minute, and at the end of a shutdown whatev
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import ssl
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -21,11 +25,15 @@ from quart_trio import QuartTrio
 
 log = structlog.get_logger(__name__)
 
+BACKLOG: Final = 1024  # connections that wait to be accepted; the kernel's own limit may be lower
 IDLE_SECONDS: Final = 30.0  # a connection without a (whole) request head
 DEAD_PEER_MILLISECONDS: Final = 60_000  # TCP_USER_TIMEOUT: sent bytes that nobody acknowledges
 LAST_ANSWERS_SECONDS: Final = 3.0  # after the last job has ended: time to send what was made
 CUT_SECONDS: Final = 1.0  # between cuts of connections that outlive that
 CERTIFICATE_CHECK_SECONDS: Final = 10.0
+
+# What `getsockname` gives: host and port, and two numbers more for IPv6.
+Address = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,13 @@ class Certificate:
     key: Path
 
     def read_into(self, context: ssl.SSLContext) -> None:
-        """Use them for new connections. Raises OSError or ssl.SSLError."""
+        """Use them for new connections.
+
+        Raises:
+            OSError, ssl.SSLError: they can't be used, and the context is as it was.
+        """
+        # A failed load leaves a context without its old key, so the files are tried on another one first.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.chain, self.key)
         context.load_cert_chain(self.chain, self.key)
 
     def changed_at(self) -> tuple[int, int]:
@@ -61,23 +75,26 @@ def server_tls(certificate: Certificate | None, client_ca: Path | None) -> ssl.S
     return context
 
 
-async def renew_certificate(context: ssl.SSLContext, certificate: Certificate) -> None:
+async def renew_certificate(
+    context: ssl.SSLContext, certificate: Certificate, check_seconds: float = CERTIFICATE_CHECK_SECONDS
+) -> None:
     """Read the certificate again whenever its files change, until cancelled; a broken one is logged, no more."""
-    seen = certificate.changed_at()
+    seen: tuple[int, int] | None = certificate.changed_at()
     while True:
-        await trio.sleep(CERTIFICATE_CHECK_SECONDS)
+        await trio.sleep(check_seconds)
         try:
             now = certificate.changed_at()
             if now != seen:
-                seen = now
                 certificate.read_into(context)
                 log.info("the certificate was read again", chain=str(certificate.chain))
+                seen = now
         except (OSError, ssl.SSLError) as error:
             log.warning("the new certificate can't be used, the old one stays", reason=str(error))
+            seen = None
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """A bound socket whose connections do not outlive a dead peer. Raises OSError."""
+    """A listening socket whose connections do not outlive a dead peer. Raises OSError, if the port is taken say."""
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -86,6 +103,8 @@ def open_listener(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_PEER_MILLISECONDS)
         listener.bind(address)
+        # Two sockets may be bound to one port; listening tells whose it is.
+        listener.listen(BACKLOG)
     except BaseException:
         listener.close()
         raise
@@ -101,11 +120,11 @@ async def serve_http(  # noqa: ASYNC128 - hypercorn calls started()
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `shutdown` is set; then let the last answers out, and cut what does not end by itself."""
-    port = listener.getsockname()[1]
+    address = listener.getsockname()
     config = _Config(tls)
     config.bind = [f"fd://{listener.detach()}"]
     async with trio.open_nursery() as cutter_nursery:
-        cutter_nursery.start_soon(_cut_stragglers, shutdown, port)
+        cutter_nursery.start_soon(_cut_stragglers, shutdown, address)
         await serve(app, config, shutdown_trigger=shutdown.wait, mode="asgi", task_status=task_status)
         cutter_nursery.cancel_scope.cancel("the listener is closed")
 
@@ -119,8 +138,9 @@ class _Config(Config):
         self.keep_alive_timeout = IDLE_SECONDS
         self.graceful_timeout = LAST_ANSWERS_SECONDS
         self.include_server_header = False
+        self.backlog = BACKLOG
         self.accesslog = None
-        self.errorlog = None
+        self.errorlog = logging.getLogger("hypercorn.error")
         self.workers = 1
 
     @property
@@ -131,27 +151,51 @@ class _Config(Config):
         return self._tls
 
 
-async def _cut_stragglers(shutdown: trio.Event, port: int) -> None:
-    """Once the time for last answers is over, shut down every connection of this port, until cancelled."""
+async def _cut_stragglers(shutdown: trio.Event, address: Address) -> None:
+    """Once the time for last answers is over, shut down every connection of this listener, until cancelled."""
     await shutdown.wait()
     await trio.sleep(LAST_ANSWERS_SECONDS + CUT_SECONDS)
     while True:
-        cut = _cut_connections(port)
+        cut = cut_connections(address)
         if cut:
             log.warning("connections that did not end were cut", connections=cut)
         await trio.sleep(CUT_SECONDS)
 
 
-def _cut_connections(port: int) -> int:
-    """How many there were. hypercorn keeps its sockets to itself, so the process looks at its own descriptors."""
+def cut_connections(address: Address) -> int:
+    """Shut down the TCP connections that were accepted at this address; how many there were.
+
+    hypercorn keeps its sockets to itself, so the process looks at its own descriptors. Connections that it opened
+    itself have other local ports, since the kernel gives out none that somebody is bound to.
+    """
     cut = 0
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - names are all we need
+    for descriptor in _open_descriptors():
         try:
-            with socket.socket(fileno=os.dup(int(name))) as copy:
-                if copy.family in {socket.AF_INET, socket.AF_INET6} and copy.getsockname()[1] == port:
-                    copy.getpeername()  # raises for the listener
-                    copy.shutdown(socket.SHUT_RDWR)
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                continue
+            with _borrowed(descriptor) as connection:
+                if _was_accepted_at(address, connection):
+                    connection.shutdown(socket.SHUT_RDWR)
                     cut += 1
-        except OSError:  # no socket, not connected, or gone meanwhile
+        except OSError:  # not connected (any more), or closed by a thread meanwhile
             continue
     return cut
+
+
+def _open_descriptors() -> list[int]:
+    return [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208 - names are all we need
+
+
+@contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """The socket behind a descriptor that somebody else owns, and closes."""
+    with socket.socket(fileno=os.dup(descriptor)) as copy:
+        yield copy
+
+
+def _was_accepted_at(address: Address, connection: socket.socket) -> bool:
+    if connection.family not in {socket.AF_INET, socket.AF_INET6} or connection.type != socket.SOCK_STREAM:
+        return False
+    host, port = connection.getsockname()[:2]
+    is_ours = port == address[1] and address[0] in {host, "0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+    return is_ours and not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)

@@ -1,0 +1,1 @@
+"""Measurements beside a peer, as ratios; each is `python -m benchmarks.NAME` and bounded in count and time."""

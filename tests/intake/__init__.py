@@ -1,0 +1,1 @@
+"""Tests of the doors: the decoder, and the HTTP door over real sockets."""
