@@ -83,7 +83,7 @@ async def run(url: str, connections: int, requests: int) -> list[float]:
     load = Load(parts.netloc, requests)
     loop = asyncio.get_running_loop()
     for _ in range(connections):
-        await loop.create_connection(lambda: _Connection(load), parts.hostname, parts.port)
+        await loop.create_connection(lambda: _Connection(load), parts.hostname or "", parts.port or 0)
     async with asyncio.timeout(MAX_SECONDS):
         await load.done
     return load.taken

@@ -6,6 +6,7 @@ A process of its own: `python -m benchmarks.pass_through ALGORITHM_URL`; its URL
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 import httpx
 import trio
@@ -13,6 +14,8 @@ from hypercorn.config import Config
 from hypercorn.trio import serve
 from quart import Response, request
 from quart_trio import QuartTrio
+
+REQUEST_SECONDS: Final = 60.0
 
 
 def create_app(algorithm: str, client: httpx.AsyncClient) -> QuartTrio:
@@ -36,7 +39,7 @@ async def _run(algorithm: str) -> None:
     config.bind = ["127.0.0.1:0"]
     config.accesslog = config.errorlog = None
     config.include_server_header = False
-    async with httpx.AsyncClient(timeout=None) as client, trio.open_nursery() as nursery:
+    async with httpx.AsyncClient(timeout=REQUEST_SECONDS) as client, trio.open_nursery() as nursery:
         (url,) = await nursery.start(serve, create_app(algorithm, client), config)
         sys.stdout.write(f"{url}\n")
         sys.stdout.flush()

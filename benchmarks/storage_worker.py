@@ -1,8 +1,11 @@
 """One way to upload, in a process of its own that waits for orders: `python -m benchmarks.storage_worker NAME PLACE`.
 
 PLACE is JSON (`Place`). Each line on stdin is an order, `SIZE OBJECTS AT_ONCE`; each answer a line of JSON with seconds
-passed and CPU seconds used. Every way sends the same files, or in our case what the spool makes of them.
+passed, CPU seconds used and the peak of memory so far. Every way sends the same files, or in our case what the spool
+makes of them.
 """
+
+# ruff: noqa: PLC0415 - each process imports its own client alone, so that memory and CPU are that client's
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import trio
 
@@ -28,18 +32,12 @@ PutOne = Callable[[Path, str], object]  # file, key
 class Place:
     """Where to upload to, and the folder with a file of each size, named for it."""
 
-    host: str
-    port: int
+    url: str
     key: str
     secret: str
     region: str
     bucket: str
     folder: str
-
-    @property
-    def url(self) -> str:
-        """Scheme, host and port."""
-        return f"http://{self.host}:{self.port}"
 
 
 # --- Ours --------------------------------------------------------------------------------------------------------
@@ -75,8 +73,8 @@ async def ours(place: Place) -> AsyncIterator[PutMany]:
 
         async def spooled(spool: Spool, size: int) -> SpooledBody:
             writer = spool.writer(size, "a body", "nothing")
-            with Path(place.folder, str(size)).open("rb") as file:
-                while piece := file.read(WRITE_BYTES):
+            async with await trio.open_file(Path(place.folder, str(size)), "rb") as file:
+                while piece := await file.read(WRITE_BYTES):
                     await writer.write(piece)
             return await writer.finish()
 
@@ -123,9 +121,11 @@ def libcloud(place: Place) -> Callable[[], PutOne]:
     """`upload_object` as its pages show it, with a driver for each thread, and the container looked up once."""
     from libcloud.storage.drivers.s3 import S3StorageDriver
 
+    address = urlsplit(place.url)
+
     def for_thread() -> PutOne:
-        driver: Any = S3StorageDriver(  # type: ignore[no-untyped-call]
-            place.key, place.secret, secure=False, host=place.host, port=place.port, region=place.region
+        driver = S3StorageDriver(
+            place.key, place.secret, secure=False, host=address.hostname, port=address.port, region=place.region
         )
         container = driver.get_container(place.bucket)
         return lambda file, key: driver.upload_object(str(file), container, key)
@@ -170,11 +170,11 @@ def _boto3(place: Place) -> Any:
 
 
 def minio(place: Place) -> Callable[[], PutOne]:
-    """minio's upload of a file; it wants no more to know than where."""
+    """minio's upload of a file."""
     from minio import Minio
 
     client = Minio(
-        f"{place.host}:{place.port}",
+        urlsplit(place.url).netloc,
         access_key=place.key,
         secret_key=place.secret,
         region=place.region,
@@ -230,7 +230,9 @@ def _cpu_seconds() -> float:
 
 
 def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's, which begins with what the parent had.
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from cador_trio.algorithm.transport import Connection, tls_context
 from cador_trio.algorithm.watch import Watch
 from cador_trio.errors import CadorError, SettingsError
 from cador_trio.intake.http.server import Certificate, open_listener, server_tls
+from cador_trio.job import StorageRequest
 from cador_trio.settings import Settings
-from cador_trio.storage.destinations import check_storage
 from cador_trio.storage.setup import open_store
 from cador_trio.storage.store import Store
 
@@ -98,11 +98,11 @@ async def _profiles(settings: Settings, names: Sequence[str]) -> list[Finding]:
 async def _profile(store: Store, name: str) -> Finding:
     """Write a probe object, read it back, delete it."""
     where = f"storage profile {name}"
+    request = StorageRequest("profile", {"profile": name, "path": ""})
     try:
+        destination = store.resolve(request, f"cador-check-{secrets.token_hex(4)}")
         with trio.fail_after(PROFILE_SECONDS):
-            request = check_storage({"profile": name})
-            if request is not None:
-                await store.probe(store.resolve(request, f"cador-check-{secrets.token_hex(4)}"))
+            await store.probe(destination)
     except CadorError as error:
         hint = f" ({error.hint})" if error.hint else ""
         return Finding(is_good=False, text=f"{where}: {error.message}{hint}")

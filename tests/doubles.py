@@ -7,7 +7,7 @@ it has come, and let it go on.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ class MemoryAlgorithm:
         self.forgotten: list[str] = []
         self.clocks: list[Deadline] = []
         self.answer: Callable[[], Answer] = lambda: Answer({"boxes": Value([1, 2])})
-        self.images: list[tuple[str, int | None, bytes]] = []
+        self.images: Sequence[tuple[str, int | None, bytes]] = ()
         self.leftovers: Sequence[str] = ()
         self._spool = spool
 
@@ -108,12 +108,12 @@ class MemoryAlgorithm:
             raise self.error
         answer = self.answer()
         outputs: dict[str, Output] = dict(answer.outputs)
-        for name, index, pixels in self.images:
-            image = Image(name, index, "image/png", await self._spool.keep(pixels))
-            if index is None:
-                outputs[name] = image
-            else:
-                outputs[name] = [*_items(outputs.get(name)), image]
+        with ExitStack() as kept:
+            for name, index, pixels in self.images:
+                image = Image(name, index, "image/png", await self._spool.keep(pixels))
+                kept.callback(image.body.close)
+                outputs[name] = image if index is None else [*_items(outputs.get(name)), image]
+            kept.pop_all()
         return replace(answer, outputs=outputs, leftovers=self.leftovers)
 
     async def forget(self, leftovers: Sequence[str], headers: dict[str, str]) -> None:
@@ -232,6 +232,13 @@ class Street:
         await record.ended.wait()
         return record
 
+    def let_all_go(self) -> None:
+        """Open every halt."""
+        for neighbour in (self.algorithm, self.store, self.publisher):
+            neighbour.halt.open()
+        self.algorithm.forget_halt.open()
+        self.store.prepare_halt.open()
+
     async def _watch(self, record: JobRecord) -> None:
         seen = (record.state, record.progress)
         while not record.ended.is_set():
@@ -275,7 +282,11 @@ async def open_street(  # noqa: PLR0913 - all by name, all with a default
             store_timeout_seconds=store_timeout_seconds,
             store_inline_images=True,
         )
-        yield Street(house, algorithm, store, results, publisher, spool, registry, capacity, jobs_nursery)
+        street = Street(house, algorithm, store, results, publisher, spool, registry, capacity, jobs_nursery)
+        try:
+            yield street
+        finally:
+            street.let_all_go()  # what is shielded would outlast a test that failed
 
 
 def make_job(  # noqa: PLR0913 - all by name, all with a default

@@ -19,9 +19,8 @@ from cador_trio.order import Deadline, Order
 log = structlog.get_logger(__name__)
 
 LAST_WORDS_SECONDS: Final = 2.0  # for cancelling a job on the algorithm when the daemon stops
-AFTERWARDS_SECONDS: Final = (
-    0.1  # between the algorithm's return and the next try, should it refuse this connection alone
-)
+# Between the algorithm's return and the next try: it may be there and refuse this connection alone.
+AFTERWARDS_SECONDS: Final = 0.1
 
 
 class AlgorithmClient:

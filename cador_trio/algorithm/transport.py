@@ -221,18 +221,21 @@ def _mapped(url: str) -> Iterator[None]:
 
 
 def _is_tls(error: BaseException) -> bool:
+    return any(isinstance(cause, ssl.SSLError) for cause in _causes(error))
+
+
+def _text(error: BaseException) -> str:
+    """What the error says, or what caused it: httpx has no words for some, such as a bad certificate."""
+    return next((str(cause) for cause in _causes(error) if str(cause)), type(error).__name__)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, ssl.SSLError):
-            return True
+        yield cause
         cause = cause.__cause__ or cause.__context__
-    return False
 
 
 def _origin(url: str) -> str:
     parts = httpx.URL(url)
     return f"{parts.scheme}://{parts.netloc.decode('ascii')}"
-
-
-def _text(error: Exception) -> str:
-    return str(error) or type(error).__name__

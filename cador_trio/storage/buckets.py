@@ -169,6 +169,7 @@ class Buckets:
             pause = attempts.pause(result)
             if not result.is_curable:
                 raise result.failure
+            await trio.lowlevel.checkpoint_if_cancelled()  # the deadline of what is cancelled is past, and no reason
             if trio.current_time() + pause >= trio.current_effective_deadline():
                 raise attempts.given_up(result)
             log.warning("the store fails, trying again", error=result.failure.message, tries=attempts.number)

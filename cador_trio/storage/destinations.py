@@ -249,7 +249,7 @@ def _check_s3(settings: JsonObject) -> JsonObject:
     try:
         Endpoint.from_url(url)
     except ValueError as error:
-        raise RequestRefused(f"outputStorage.S3.url {error}") from None  # urlsplit's words may quote a password
+        raise RequestRefused(f"outputStorage.S3.url {error}") from None
     return checked
 
 

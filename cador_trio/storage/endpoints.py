@@ -34,8 +34,12 @@ class Endpoint:
 
         Raises ValueError, whose text quotes nothing of the URL.
         """
-        # Without a scheme, `host:9000` would be read as one called `host`.
-        parts = urlsplit(url if "://" in url else f"{'https' if ssl else 'http'}://{url}")
+        try:
+            # Without a scheme, `host:9000` would be read as one called `host`.
+            parts = urlsplit(url if "://" in url else f"{'https' if ssl else 'http'}://{url}")
+            port = parts.port
+        except ValueError:  # its words quote what may be half a password
+            raise ValueError("must be a host or a URL of http or https") from None
         if parts.scheme not in DEFAULT_PORTS:
             raise ValueError("must be a host or a URL of http or https")
         if parts.username is not None or parts.password is not None:
@@ -43,9 +47,9 @@ class Endpoint:
         if parts.query or parts.fragment:
             raise ValueError("must end with its path: no query, no fragment")
         host = (parts.hostname or "").rstrip(".")
-        if not _HOST.fullmatch(host) or parts.port == 0:
+        if not _HOST.fullmatch(host) or port == 0:
             raise ValueError("must be a host or a URL of http or https")
-        return cls(parts.scheme, host, parts.port or DEFAULT_PORTS[parts.scheme], _prefix(parts.path))
+        return cls(parts.scheme, host, port or DEFAULT_PORTS[parts.scheme], _prefix(parts.path))
 
     @property
     def is_tls(self) -> bool:

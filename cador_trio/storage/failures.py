@@ -24,6 +24,14 @@ class Garbled(Exception):
     """What the store has is not what it was sent."""
 
 
+class TlsFailed(OSError):
+    """TLS could not be begun or kept up, for the `reason`. libcloud makes another error of every ssl.SSLError."""
+
+    def __init__(self, reason: ssl.SSLError) -> None:
+        super().__init__(*reason.args)
+        self.reason = reason
+
+
 class S3Refused(Exception):
     """The store's answer is an error.
 
@@ -125,8 +133,8 @@ def explain(error: Exception, place: Place) -> Trouble:  # noqa: PLR0911 - a tab
             return _refused(error, place)
         case Garbled():
             return Trouble(_failure(place, str(error), "Something between here and the store changes bytes."), True)
-        case ssl.SSLError():
-            return _tls(error, place)
+        case TlsFailed():
+            return _tls(error.reason, place)
         case socket.gaierror():
             return _no_name(error, place)
         case TimeoutError():

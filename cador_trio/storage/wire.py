@@ -26,6 +26,7 @@ from typing import Any, Final, Protocol, TypeVar
 import trio
 
 from cador_trio.storage.endpoints import Endpoint
+from cador_trio.storage.failures import TlsFailed
 
 T = TypeVar("T")
 
@@ -173,7 +174,7 @@ class Wire:
     ) -> None:
         """Send a request and wait for the head of its answer.
 
-        Raises OSError (TimeoutError, ssl.SSLError among them) or http.client.HTTPException; the connection is closed
+        Raises OSError (TimeoutError, TlsFailed among them) or http.client.HTTPException; the connection is closed
         then, as it is when anything that the body's reader raises ends the request.
         """
         try:
@@ -186,6 +187,9 @@ class Wire:
             self._response = connection.getresponse()
             if not is_whole:
                 self._check_early_answer(self._response)
+        except ssl.SSLError as error:
+            self.close()
+            raise TlsFailed(error) from error
         except BaseException:
             self.close()
             raise
@@ -204,6 +208,9 @@ class Wire:
         assert self._response is not None  # noqa: S101 - called after a request
         try:
             return self._response.read(size)
+        except ssl.SSLError as error:
+            self.close()
+            raise TlsFailed(error) from error
         except BaseException:
             self.close()
             raise

@@ -47,7 +47,8 @@ class Peer:
         if self.pesto is not None:
             return [file for files in self.pesto.job_folders().values() for file in files]
         assert self.fake is not None
-        return [result for job in self.fake.jobs.values() for result in job.results]
+        kept = (job for job in self.fake.jobs.values() if job.id not in self.fake.cancelled)
+        return [result for job in kept for result in job.results]
 
 
 def describe(kind: Kind, *, asynchronous: bool) -> JsonObject:

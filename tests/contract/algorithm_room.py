@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 from unittest.mock import patch
 from uuid import uuid4
 
 import trio
 
-from cador_trio import daemon
 from cador_trio.algorithm import client, visit, watch
 from cador_trio.algorithm.client import AlgorithmClient
-from cador_trio.algorithm.transport import Connection
-from cador_trio.algorithm.watch import Watch
-from cador_trio.capacity import Capacity, open_capacity
+from cador_trio.algorithm.dialect import Origin
+from cador_trio.algorithm.receive import SizeLimits
+from cador_trio.algorithm.transport import Connection, tls_context
+from cador_trio.algorithm.visit import Means
+from cador_trio.algorithm.watch import PARALLEL_REQUESTS, Watch
+from cador_trio.capacity import Capacity, Limits, open_capacity
 from cador_trio.intake.request import decode_request
-from cador_trio.job import Answer, Job, JsonObject, Outcome
+from cador_trio.job import Answer, Job, JsonObject, Outcome, Product
 from cador_trio.json_text import write
 from cador_trio.order import Deadline, Order
+from cador_trio.registry import Registry
 from cador_trio.run_job import House, admit, run_job
 from cador_trio.settings import Settings
 from cador_trio.spool import Spool, open_spool
@@ -56,7 +59,7 @@ class Seen:
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for something that has no event of its own; the backstop ends it."""
-    while not holds():
+    while not holds():  # noqa: ASYNC110 - there is no event to wait for
         await trio.lowlevel.checkpoint()
 
 
@@ -125,33 +128,59 @@ class Room:
         await self.wait_free()
         assert self.slots_in_use == 0
         assert self.spool.used == 0
-        while {entry.name for entry in os.scandir(self.spool.folder)} != {"lock"}:
-            await trio.lowlevel.checkpoint()
+        await until(lambda: {entry.name for entry in os.scandir(self.spool.folder)} == {"lock"})
 
 
 @asynccontextmanager
-async def open_room(url: str, *, linger_seconds: float = BACKSTOP, **options: Any) -> AsyncIterator[Room]:
-    """The room in front of the algorithm at `url`, which it has reached. `options` are settings by their field names.
+async def open_room(
+    url: str, *, linger_seconds: float = BACKSTOP, is_awaited: bool = True, **options: Any
+) -> AsyncIterator[Room]:
+    """The room in front of the algorithm at `url`, which it has reached if that `is_awaited`.
 
-    `linger_seconds` bounds work that its job has left.
+    `options` are settings by their field names. `linger_seconds` bounds work that its job has left.
     """
     settings = Settings(processing_server=url, **options)
-    limits = replace(daemon._limits(settings), linger_seconds=linger_seconds)
+    limits = Limits(unfinished=8, http_share=0.5, waiting=8, waiting_bytes=10**6, linger_seconds=linger_seconds)
+    tls = tls_context(settings.algorithm_ca)
+    slots = [Connection(tls) for _ in range(settings.max_concurrent_jobs)]
+    asking = [Connection(tls) for _ in range(PARALLEL_REQUESTS)]
+    watcher = Watch(Origin.from_url(settings.processing_server), asking)
     with trio.fail_after(BACKSTOP), _short_pauses():
-        connections, watcher = daemon._algorithm_ends(settings)
-        async with (
-            daemon._closing(connections, watcher),
-            open_spool(None, int(settings.spool_bytes)) as spool,
-            trio.open_nursery() as services,
-        ):
+        async with open_spool(None, int(settings.spool_bytes)) as spool, trio.open_nursery() as services:
             services.start_soon(watcher.run)
-            await watcher.wait_reachable()
-            async with open_capacity(connections, limits) as capacity:
+            if is_awaited:
+                await watcher.wait_reachable()
+            async with open_capacity(slots, limits) as capacity:
                 watcher.is_working = lambda: capacity.figures().in_use > 0
-                registry = daemon._registry(settings, spool)
-                house = daemon._house(settings, watcher, spool, registry, capacity)
-                yield Room(house, watcher, spool, capacity, connections)
+                yield Room(_house(settings, watcher, spool, capacity), watcher, spool, capacity, slots)
             services.cancel_scope.cancel("the test is over")
+        for connection in (*slots, *asking):
+            await connection.aclose()
+
+
+def _house(settings: Settings, watcher: Watch, spool: Spool, capacity: Capacity[Connection]) -> House:
+    """Nothing is stored, converted or published here."""
+    sizes = SizeLimits(answer=int(settings.max_answer_bytes), result=int(settings.max_result_bytes))
+    unused: Any = None
+    return House(
+        algorithm=AlgorithmClient(Means(watch=watcher, spool=spool, limits=sizes, max_attempts=settings.max_attempts)),
+        store=unused,
+        results=unused,
+        publisher=_Nobody(),
+        spool=spool,
+        registry=Registry(history=10, history_seconds=BACKSTOP, history_bytes=0, now_ms=lambda: 0),
+        capacity=capacity,
+        job_timeout_seconds=settings.job_timeout_seconds,
+        store_timeout_seconds=BACKSTOP,
+        store_inline_images=True,
+    )
+
+
+class _Nobody:
+    takes_tags = False
+
+    async def publish(self, job: Job, product: Product, tags: Sequence[JsonObject]) -> None:
+        """Nobody is told."""
 
 
 @contextmanager

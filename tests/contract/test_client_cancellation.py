@@ -1,4 +1,4 @@
-"""Jobs that leave the algorithm early, at every moment: what becomes of the work, of the slot, and of what is spooled."""
+"""Jobs that leave the algorithm early, at every moment: what becomes of the work, the slot, and what is spooled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import httpx
 import pytest
 import trio
 
-from cador_trio.capacity import Exchange
 from cador_trio.errors import NotNow
 from tests.contract.algorithm_peers import KINDS, Kind, open_peer, values_of
 from tests.contract.algorithm_room import Room, Seen, open_room, until
@@ -18,7 +17,6 @@ from tests.peers.fake_algorithm import (
     FakeAlgorithm,
     Hang,
     Hold,
-    Pattern,
     Reply,
     SlowTrickle,
     Stateful,
@@ -42,7 +40,7 @@ WHOLE_IMAGE = minimal_describe(whole="image/png")
 async def test_a_slot_is_kept_until_the_algorithm_has_answered_and_nothing_is_left_there(
     kind: Kind, asynchronous: bool, request: pytest.FixtureRequest
 ) -> None:
-    """A post can't be taken back: the slot stays taken, the answer is dropped, the results of a stateful job deleted."""
+    """A post can't be taken back: the slot stays taken, the answer is dropped, stateful results are deleted."""
     async with open_peer(kind, request, asynchronous=asynchronous) as peer, open_room(peer.url) as room:
         before = peer.leftovers()
         async with trio.open_nursery() as job:
@@ -89,12 +87,14 @@ async def test_a_job_that_leaves_in_mid_answer_gives_its_bytes_back_at_once() ->
 async def test_an_answer_over_its_limit_is_no_trouble_to_nobody() -> None:
     """What is dropped has no limit, so the slot is kept until the algorithm is really done."""
     reply = Hold(AnswerImage(3_000_000))
-    async with open_fake_algorithm([reply], describe=WHOLE_IMAGE) as fake:
-        async with open_room(fake.url, max_result_bytes=1_000) as room:
-            await leave_when(room, lambda: fake.wait_for_request(1, "POST"))
-            fake.release()
-            await room.check_nothing_is_left()
-            assert len(fake.seen("POST")) == 1
+    async with (
+        open_fake_algorithm([reply], describe=WHOLE_IMAGE) as fake,
+        open_room(fake.url, max_result_bytes=1_000) as room,
+    ):
+        await leave_when(room, lambda: fake.wait_for_request(1, "POST"))
+        fake.release()
+        await room.check_nothing_is_left()
+        assert len(fake.seen("POST")) == 1
 
 
 @pytest.mark.parametrize("end", [Status(500), Status(429), Status(504), Status(400)])
@@ -138,13 +138,15 @@ async def test_a_job_that_leaves_before_its_post_is_never_posted() -> None:
 
 async def test_a_job_that_is_polled_is_cancelled_on_the_algorithm() -> None:
     """The plain API can: one DELETE with the job's headers, and the slot is free."""
-    async with open_fake_algorithm([Stateful(states=("RUNNING",))], describe=STATEFUL) as fake:
-        async with open_room(fake.url) as room:
-            await leave_when(room, lambda: fake.wait_for_request(2, "GET", "/status"))
-            await room.check_nothing_is_left()
-            assert fake.cancelled == list(fake.jobs)
-            (delete,) = fake.seen("DELETE")
-            assert delete.headers["x-correlation-id"] == "c-42"
+    async with (
+        open_fake_algorithm([Stateful(states=("RUNNING",))], describe=STATEFUL) as fake,
+        open_room(fake.url) as room,
+    ):
+        await leave_when(room, lambda: fake.wait_for_request(2, "GET", "/status"))
+        await room.check_nothing_is_left()
+        assert fake.cancelled == list(fake.jobs)
+        (delete,) = fake.seen("DELETE")
+        assert delete.headers["x-correlation-id"] == "c-42"
 
 
 @pytest.mark.parametrize("refusal", [404, 405, 500, 503])
@@ -194,12 +196,14 @@ async def test_an_algorithm_that_does_one_thing_at_a_time_keeps_its_slot_while_i
 async def test_a_job_that_leaves_while_its_results_are_fetched_is_cleared_away(dialect: Any) -> None:
     """What is spooled is given back, and nothing stays on the algorithm."""
     describe = PESTO_STATEFUL if dialect == "pesto" else STATEFUL
-    outputs = {"chips": [AnswerImage(200_000)], "mask": Hold(AnswerImage(200_000))}
-    async with open_fake_algorithm([Stateful(outputs)], dialect=dialect, describe=describe) as fake:
-        async with open_room(fake.url) as room:
-            await leave_when(room, lambda: fake.wait_for_request(1, "GET", "/results/mask"))
-            await room.check_nothing_is_left()
-            assert [result for job in fake.jobs.values() for result in job.results] == []
+    outputs: dict[str, Any] = {"chips": [AnswerImage(200_000)], "mask": Hold(AnswerImage(200_000))}
+    async with (
+        open_fake_algorithm([Stateful(outputs)], dialect=dialect, describe=describe) as fake,
+        open_room(fake.url) as room,
+    ):
+        await leave_when(room, lambda: fake.wait_for_request(1, "GET", "/results/mask"))
+        await room.check_nothing_is_left()
+        assert [result for job in fake.jobs.values() for result in job.results] == []
 
 
 # --- (e) It waits ----------------------------------------------------------------------------------------------------
@@ -279,34 +283,38 @@ async def test_a_daemon_that_stops_waits_for_no_post(has_left: bool) -> None:
 @pytest.mark.parametrize("has_left", [False, True])
 async def test_a_daemon_that_stops_still_cancels_a_stateful_job(has_left: bool) -> None:
     """There is time for one DELETE, and for no more than that."""
-    async with open_fake_algorithm([Stateful(states=("RUNNING",))], describe=STATEFUL) as fake:
-        async with open_room(fake.url) as room:
-            async with trio.open_nursery() as job:
+    async with (
+        open_fake_algorithm([Stateful(states=("RUNNING",))], describe=STATEFUL) as fake,
+        open_room(fake.url) as room,
+    ):
+        async with trio.open_nursery() as job:
 
-                async def run() -> None:
-                    with pytest.raises(NotNow, match="stopping"):
-                        await room.call(INPUTS)
+            async def run() -> None:
+                with pytest.raises(NotNow, match="stopping"):
+                    await room.call(INPUTS)
 
-                job.start_soon(run)
-                await fake.wait_for_request(1, "GET", "/status")
-                if has_left:
-                    job.cancel_scope.cancel()
-                room.capacity.end_all("the daemon stops")
-            await room.check_nothing_is_left()
-            assert len(fake.cancelled) == 1
+            job.start_soon(run)
+            await fake.wait_for_request(1, "GET", "/status")
+            if has_left:
+                job.cancel_scope.cancel()
+            room.capacity.end_all("the daemon stops")
+        await room.check_nothing_is_left()
+        assert len(fake.cancelled) == 1
 
 
 async def test_last_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A job that can't be cancelled does not hold up the daemon's end."""
     monkeypatch.setattr("cador_trio.algorithm.client.LAST_WORDS_SECONDS", 0.05)
     monkeypatch.setattr(FakeAlgorithm, "_delete", lambda *_: Status(405))
-    async with open_fake_algorithm([Stateful(states=("RUNNING",))], describe=STATEFUL) as fake:
-        async with open_room(fake.url) as room:
-            await leave_when(room, lambda: fake.wait_for_request(1, "GET", "/status"))
-            await fake.wait_for_request(1, "DELETE")
-            assert room.slots_in_use == 1
-            room.capacity.end_all("the daemon stops")
-            await room.check_nothing_is_left()
+    async with (
+        open_fake_algorithm([Stateful(states=("RUNNING",))], describe=STATEFUL) as fake,
+        open_room(fake.url) as room,
+    ):
+        await leave_when(room, lambda: fake.wait_for_request(1, "GET", "/status"))
+        await fake.wait_for_request(1, "DELETE")
+        assert room.slots_in_use == 1
+        room.capacity.end_all("the daemon stops")
+        await room.check_nothing_is_left()
 
 
 async def leave_when(room: Room, begun: Any) -> None:

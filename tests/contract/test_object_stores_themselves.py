@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -24,6 +27,7 @@ from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, ClientError
 
+from tests.peers.object_stores import versitygw_build
 from tests.peers.object_stores.misbehaving import MisbehavingS3, open_misbehaving_s3
 from tests.peers.object_stores.misbehaviour import (
     STALL_SHOWS_BYTES,
@@ -40,6 +44,7 @@ from tests.peers.object_stores.misbehaviour import (
 )
 from tests.peers.object_stores.store import KeyPair, ObjectStore
 from tests.peers.object_stores.versitygw import running_versitygw
+from tests.peers.object_stores.versitygw_build import NoGo, VersitygwNotBuilt, versitygw_program
 
 BODY = b"\x89PNG, more or less"
 OTHER_MD5 = base64.b64encode(hashlib.md5(b"other").digest()).decode()
@@ -176,6 +181,54 @@ def test_a_store_ends_with_its_block(versitygw_binary: Path, tmp_path: Path) -> 
     assert threading.active_count() == threads
     assert not (tmp_path / "data").exists()
     assert store.log_path.exists()
+
+
+LAUNCH = """
+import sys
+from pathlib import Path
+from tests.peers.object_stores.versitygw import running_versitygw
+
+with running_versitygw(Path(sys.argv[1]), Path(sys.argv[2])) as store:
+    print(store.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_store_ends_with_a_launcher_that_is_killed(versitygw_binary: Path, tmp_path: Path) -> None:
+    """Even a launcher that can clean nothing up leaves no store behind."""
+    command = [sys.executable, "-c", LAUNCH, str(versitygw_binary), str(tmp_path)]
+    here = Path(__file__).parents[2]
+    with subprocess.Popen(command, cwd=here, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as launcher:
+        assert launcher.stdout is not None
+        url = httpx.URL(launcher.stdout.readline().strip())
+        with socket.create_connection((url.host, url.port), timeout=30) as connection:
+            launcher.kill()
+            assert connection.recv(1) == b""
+
+
+def test_without_go_the_reason_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where versitygw isn't built and can't be, the reason names what is missing."""
+    monkeypatch.setattr(versitygw_build, "BINARIES", tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NoGo, match="`go` on PATH"):
+        versitygw_program()
+
+
+def test_a_program_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that fails half way leaves no program; the next one makes it, and one that is there is taken."""
+    monkeypatch.setattr(versitygw_build, "BINARIES", tmp_path / "bin")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    go = tmp_path / "go"
+    go.touch(0o755)
+    go.write_text('#!/bin/sh\necho half > "$GOBIN/versitygw"; echo no room; exit 1\n')
+    with pytest.raises(VersitygwNotBuilt, match="no room"):
+        versitygw_program()
+    go.write_text('#!/bin/sh\necho whole > "$GOBIN/versitygw"\n')
+    program = versitygw_program()
+    assert program.read_text() == "whole\n"
+    go.unlink()
+    assert versitygw_program() == program
+    assert sorted(path.name for path in program.parent.iterdir()) == [program.name, f"{program.name}.lock"]
 
 
 # --- The one that misbehaves -------------------------------------------------------------------------------------

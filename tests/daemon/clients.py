@@ -52,7 +52,7 @@ async def stop_reading(daemon: Daemon, tls: ssl.SSLContext | None = None) -> tri
 async def read_until(stream: trio.abc.Stream, mark: bytes) -> bytes:
     """What comes up to this mark, and a little more."""
     received = b""
-    with trio.fail_after(CAP_SECONDS):
+    with trio.fail_after(CAP_SECONDS):  # noqa: ASYNC912 - it may be there already
         while mark not in received:
             chunk = await stream.receive_some(TINY_BUFFER)
             if not chunk:
@@ -64,7 +64,7 @@ async def read_until(stream: trio.abc.Stream, mark: bytes) -> bytes:
 async def read_all(stream: trio.abc.Stream) -> bytes:
     """What comes until the daemon hangs up, in order or not."""
     received = bytearray()
-    with trio.fail_after(CAP_SECONDS):
+    with trio.fail_after(CAP_SECONDS):  # noqa: ASYNC912 - it may be there already
         try:
             while chunk := await stream.receive_some(65_536):
                 received += chunk

@@ -52,7 +52,7 @@ class Daemon:
 
     async def wait_event(self, event: str) -> Line:
         """The first log line of this event; fails if the process ends without it."""
-        with trio.fail_after(CAP_SECONDS):
+        with trio.fail_after(CAP_SECONDS):  # noqa: ASYNC912 - it may be there already
             while True:
                 for line in self.lines:
                     if line["event"] == event:
@@ -61,9 +61,15 @@ class Daemon:
                     raise AssertionError(f"it ended with {self.process.returncode} and never said {event!r}")
                 await self._changed.wait()
 
+    async def wait_output(self, text: str) -> None:
+        """Until something with this text was written, log line or not."""
+        with trio.fail_after(CAP_SECONDS):  # noqa: ASYNC912 - it may be there already
+            while not any(text in line for line in self.output):
+                await self._changed.wait()
+
     async def wait_exit(self) -> int:
         """Its exit code, once all that it wrote is here."""
-        with trio.fail_after(CAP_SECONDS):
+        with trio.fail_after(CAP_SECONDS):  # noqa: ASYNC912 - it may be there already
             while not self._has_ended:
                 await self._changed.wait()
         return self.process.returncode or 0
@@ -150,16 +156,23 @@ def client_of(daemon: Daemon, verify: ssl.SSLContext | bool = True) -> httpx.Asy
     return httpx.AsyncClient(base_url=daemon.url, timeout=CAP_SECONDS, verify=verify, trust_env=False)
 
 
+def connections(daemon: Daemon) -> int:
+    """How many connections at its port the daemon has not let go of (IPv4)."""
+    port = f":{daemon.address[1]:04X}"
+    rows = [row.split() for row in Path(f"/proc/{daemon.pid}/net/tcp").read_text().splitlines()[1:]]
+    return sum(local.endswith(port) and state in {"01", "08"} for _, local, _, state, *_ in rows)  # open, half-closed
+
+
 async def eventually(client: httpx.AsyncClient, holds: Callable[[], bool]) -> None:
     """Wait for what the daemon does behind its answers; it is looked for after each of its round trips."""
-    with trio.fail_after(CAP_SECONDS):
+    with trio.fail_after(CAP_SECONDS):  # noqa: ASYNC912 - it may be there already
         while not holds():
             await client.get("/livez")
 
 
 async def wait_answer(client: httpx.AsyncClient, path: str, status: int) -> httpx.Response:
     """Ask until the answer has this status."""
-    with trio.fail_after(CAP_SECONDS):
+    with trio.fail_after(CAP_SECONDS):  # noqa: ASYNC912 - it may be there already
         while (answer := await client.get(path)).status_code != status:
             pass
     return answer

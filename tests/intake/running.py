@@ -34,7 +34,7 @@ async def open_daemon(
     chosen = {"host": "127.0.0.1", "port": 0, "processing_server": fake.url, "shutdown_grace_seconds": 0} | settings
     with trio.fail_after(hangs):
         async with trio.open_nursery() as nursery:
-            serving = await nursery.start(serve, Settings(**chosen))
+            serving = await nursery.start(serve, Settings.model_validate(chosen))
             async with httpx.AsyncClient(base_url=serving.url, trust_env=False, timeout=HANGS) as client:
                 while is_ready and (await client.get("/readyz")).status_code != 200:
                     pass

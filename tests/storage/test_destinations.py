@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from cador_trio.errors import RequestRefused, ResultRefused
 from cador_trio.job import WHOLE_ANSWER, StorageRequest
+from cador_trio.storage.credentials import Credentials, ProfileCredentials, Value
 from cador_trio.storage.destinations import (
     MAX_OBJECT_ID_BYTES,
     BucketDestination,
@@ -25,6 +26,8 @@ from cador_trio.storage.destinations import (
     object_id,
     resolve,
 )
+from cador_trio.storage.endpoints import Endpoint
+from cador_trio.storage.profiles import BucketProfile, FolderProfile, Profile
 
 VECTORS = Path(__file__).parent / "vectors"
 DATA = Policy(("/data",))
@@ -53,7 +56,7 @@ def destination_of_vector(case: dict[str, Any]) -> PosixDestination | BucketDest
     place = {key: case[key] for key in ("containerPath", "folder") if key in case}
     request = check_storage({case["storage"]: S3 | place})
     assert request is not None
-    return name_destination(request, case["taskId"])
+    return name_destination(request, case["taskId"], Policy())
 
 
 @pytest.mark.parametrize("case", [case for case in vector("storage-name-vectors") if not case.get("refused")], ids=str)
@@ -83,7 +86,7 @@ def test_reference_vectors(request_name: str, output_name: str) -> None:
     expected = vector(output_name)["mask"]
     request = check_storage(storage_of(request_name))
     assert request is not None
-    destination = name_destination(request, vector(request_name)["technicalMetadata"]["taskId"])
+    destination = name_destination(request, vector(request_name)["technicalMetadata"]["taskId"], Policy())
     reference = destination.reference(
         "mask", None, media_type="image/png", size=expected["size"], sha256=expected["sha256"]
     )
@@ -94,7 +97,9 @@ def test_gcs_reference() -> None:
     """GCS references are as those of S3, with their own scheme."""
     request = check_storage(storage_of("request-gcs"))
     assert request is not None
-    reference = name_destination(request, "t-1").reference("mask", 3, media_type="image/png", size=1, sha256="00")
+    reference = name_destination(request, "t-1", Policy()).reference(
+        "mask", 3, media_type="image/png", size=1, sha256="00"
+    )
     assert reference["uri"] == "gs://bucket-a/folder-b/t-1_mask_3"
 
 
@@ -148,7 +153,23 @@ def test_container_path_alias() -> None:
         ({"posix": {"folder": "/data"}}, "Unsupported object store type 'posix'"),
         ({"POSIX": {"folder": "/data"}, "FTP": {}}, "Unsupported object store type 'FTP'"),
         ({"S3": S3, "GCS": GCS}, "more than one store: S3, GCS"),
-        ({"profile": "archive"}, "profiles are not available"),
+        ({"profile": None}, "must be the name of a storage profile"),
+        ({"profile": ""}, "must be the name of a storage profile"),
+        ({"profile": "archive", "S3": S3}, "names a profile and 'S3'"),
+        ({"profile": "archive", "key": "hush-hush"}, "names a profile and 'key'"),
+        ({"profile": "archive", "folder": 7}, "must be one text"),
+        ({"profile": "archive", "folder": "a", "containerPath": "b"}, "must be one text"),
+        ({"profile": "archive", "folder": "/a"}, "empty segment"),
+        ({"profile": "archive", "containerPath": "a/../../b"}, "'..'"),
+        ({"profile": "archive", "containerPath": "a\nb"}, "character"),
+        ({"S3": {**S3, "url": "http://user:hush@host"}}, "user name"),
+        ({"S3": {**S3, "url": "http://host?X-Amz-Signature=hush"}}, "no query"),
+        ({"S3": {**S3, "url": "http://host/a/../b"}}, "'..'"),
+        ({"S3": {**S3, "url": "http://host:99999"}}, "http or https"),
+        ({"S3": {**S3, "region": 7}}, "region must be"),
+        ({"S3": {**S3, "region": "a/b"}}, "region must be"),
+        ({"S3": {**S3, "token": 7}}, "token must be a text"),
+        ({"S3": {**S3, "containerPath": "b/" + "x" * 769}}, "too long"),
         ({"POSIX": None}, "POSIX must be an object"),
         ({"POSIX": {}}, "folder is missing"),
         ({"POSIX": {"folder": ""}}, "not empty"),
@@ -235,13 +256,152 @@ def test_folder_outside(folder: str) -> None:
         resolve(posix_request(folder), "t-1", DATA)
 
 
-@pytest.mark.parametrize("variant", ["S3", "GCS"])
-def test_buckets_are_refused_before_dispatch(variant: str) -> None:
-    """Stores that this version can't write to are refused while the work is still to be done."""
-    request = check_storage({variant: S3})
+def bucket_of(settings: dict[str, Any], policy: Policy, variant: str = "S3") -> BucketDestination:
+    request = check_storage({variant: settings})
     assert request is not None
-    with pytest.raises(RequestRefused, match=f"{variant} storage is not available"):
-        resolve(request, "t-1", DATA)
+    destination = resolve(request, "t-1", policy)
+    assert isinstance(destination, BucketDestination)
+    return destination
+
+
+def test_any_endpoint_and_bucket_by_default() -> None:
+    """Without lists a request may name any endpoint and bucket; GCS is where the operator says."""
+    access = bucket_of(S3, Policy()).access
+    assert access.endpoint == Endpoint("http", "127.0.0.1", 9000)
+    assert access.credentials.read() == Credentials("k", "s")
+    assert bucket_of(GCS, Policy(), "GCS").access.endpoint == Endpoint("https", "storage.googleapis.com", 443)
+    private = Endpoint("https", "gcs.example", 443)
+    assert bucket_of(GCS, Policy(gcs=private), "GCS").access.endpoint == private
+
+
+@pytest.mark.parametrize(
+    ("url", "ssl", "endpoint"),
+    [
+        ("host", False, Endpoint("http", "host", 80)),
+        ("host", True, Endpoint("https", "host", 443)),
+        ("host:9000", True, Endpoint("https", "host", 9000)),
+        ("http://host", True, Endpoint("http", "host", 80)),
+        ("https://host:80", False, Endpoint("https", "host", 80)),
+        ("https://HOST.:443/api/v1/s3/", False, Endpoint("https", "host", 443, "/api/v1/s3")),
+        ("[::1]:9000", False, Endpoint("http", "::1", 9000)),
+    ],
+)
+def test_scheme_wins_over_ssl(url: str, ssl: bool, endpoint: Endpoint) -> None:
+    """`ssl` decides only where the URL has no scheme; ports and prefixes are as written."""
+    assert bucket_of({**S3, "url": url, "ssl": ssl}, Policy()).access.endpoint == endpoint
+
+
+@pytest.mark.parametrize(
+    ("settings", "region"),
+    [
+        (S3, None),
+        ({**S3, "region": "garage"}, "garage"),
+        ({**S3, "url": "https://s3.eu-west-3.amazonaws.com"}, "eu-west-3"),
+        ({**S3, "url": "https://s3.dualstack.us-gov-west-1.amazonaws.com"}, "us-gov-west-1"),
+        ({**S3, "url": "https://s3.amazonaws.com"}, None),
+    ],
+)
+def test_regions(settings: dict[str, Any], region: str | None) -> None:
+    """The region is the request's, else what the host of AWS says, else unsaid."""
+    assert bucket_of(settings, Policy()).access.region == region
+
+
+@pytest.mark.parametrize("pattern", ["127.0.0.1", "127.0.0.1:9000", "*.example, 127.0.0.1"])
+def test_listed_endpoint(pattern: str) -> None:
+    """An endpoint that is on the list is fine."""
+    bucket_of(S3, Policy(endpoints=tuple(pattern.split(", "))))
+
+
+@pytest.mark.parametrize("pattern", ["127.0.0.1:9001", "localhost", "*.0.0.1:80", "example"])
+def test_endpoint_that_is_not_listed(pattern: str) -> None:
+    """An endpoint that is not on the list is refused before dispatch, and the error names the setting."""
+    with pytest.raises(RequestRefused, match=r"127\.0\.0\.1:9000 is not allowed") as caught:
+        bucket_of(S3, Policy(endpoints=(pattern,)))
+    assert "CADOR_STORAGE_ENDPOINTS" in caught.value.hint
+
+
+def test_gcs_must_be_listed_too() -> None:
+    """A list of endpoints is a list of all: without Google's in it nothing goes to Google."""
+    with pytest.raises(RequestRefused, match=r"storage\.googleapis\.com"):
+        bucket_of(GCS, Policy(endpoints=("127.0.0.1",)), "GCS")
+    bucket_of(GCS, Policy(endpoints=("storage.googleapis.com:443",)), "GCS")
+
+
+@pytest.mark.parametrize(
+    ("patterns", "is_allowed"), [(("bucket-*",), True), (("x", "bucket-a"), True), (("ucket-a",), False)]
+)
+def test_buckets(patterns: tuple[str, ...], is_allowed: bool) -> None:
+    """Buckets are allowed by their whole name, `*` standing for any letters."""
+    with nullcontext() if is_allowed else pytest.raises(RequestRefused, match="'bucket-a' is not allowed"):
+        bucket_of(S3, Policy(buckets=patterns))
+
+
+# --- Profiles ----------------------------------------------------------------------------------------------------
+
+SECRETS = ProfileCredentials("archive", {"key": Value("k"), "secret": Value("s")})
+PROFILES: dict[str, Profile] = {
+    "archive": BucketProfile("archive", "S3", "bucket-a/b", Endpoint("https", "h", 443), None, SECRETS, None),
+    "google": BucketProfile("google", "GCS", "bucket-a", None, None, SECRETS, None),
+    "disk": FolderProfile("disk", "/data/out"),
+}
+
+
+def resolve_profile(settings: dict[str, Any]) -> PosixDestination | BucketDestination:
+    request = check_storage(settings)
+    assert request is not None
+    # Lists that allow nothing: a profile is the operator's own word.
+    destination = resolve(request, "t-1", Policy(endpoints=("x",), buckets=("x",), profiles=PROFILES))
+    assert isinstance(destination, PosixDestination | BucketDestination)
+    return destination
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"profile": "archive"}, "b/t-1_mask"),
+        ({"profile": "archive", "containerPath": "c/d/"}, "b/c/d/t-1_mask"),
+        ({"profile": "archive", "container_path": "c"}, "b/c/t-1_mask"),
+        ({"profile": "google"}, "t-1_mask"),
+        ({"profile": "google", "containerPath": "c"}, "c/t-1_mask"),
+    ],
+)
+def test_bucket_profiles(settings: dict[str, Any], key: str) -> None:
+    """A profile names bucket and folders, the request a path below; the reference has the profile, and no endpoint."""
+    reference = resolve_profile(settings).reference("mask", None, media_type="image/png", size=1, sha256="00")
+    assert (reference["bucket"], reference["key"], reference["profile"]) == ("bucket-a", key, settings["profile"])
+    assert reference["containerPath"].partition("/")[0] == "bucket-a"
+    assert "url" not in reference
+
+
+@pytest.mark.parametrize(("settings", "path"), [({}, "/data/out/t-1_mask"), ({"folder": "c"}, "/data/out/c/t-1_mask")])
+def test_folder_profiles(settings: dict[str, Any], path: str) -> None:
+    """A profile's folder needs no root: it is one."""
+    destination = resolve_profile({"profile": "disk", **settings})
+    assert isinstance(destination, PosixDestination)
+    assert destination.root == "/data/out"
+    reference = destination.reference("mask", None, media_type="image/png", size=1, sha256="00")
+    assert (reference["path"], reference["profile"]) == (path, "disk")
+
+
+def test_unknown_profile() -> None:
+    """A profile that isn't there is the caller's mistake, and the hint has those that are."""
+    with pytest.raises(RequestRefused, match="no storage profile 'nowhere'") as caught:
+        resolve_profile({"profile": "nowhere"})
+    assert "archive, disk, google" in caught.value.hint
+
+
+def test_path_below_a_profile_has_a_limit() -> None:
+    """Profile and request together must not lead to a key that no store takes."""
+    with pytest.raises(RequestRefused, match="too long"):
+        resolve_profile({"profile": "archive", "containerPath": "x" * 768})
+
+
+def test_destinations_show_no_credentials() -> None:
+    """What may end up in a log has neither key nor secret nor token."""
+    destination = bucket_of({**S3, "key": "hush-key", "secret": "hush-secret", "token": "hush-token"}, Policy())
+    assert "hush" not in repr(destination)
+    profile = ProfileCredentials("p", {"key": Value("hush-key"), "secret": Value("hush-secret")})
+    assert "hush" not in repr(profile)
 
 
 # --- Names -------------------------------------------------------------------------------------------------------
@@ -277,7 +437,9 @@ def test_paths_stay_in_their_folder(folders: list[str], output: str, slash: bool
     folder = "/" + "/".join(folders)
     request = check_storage({"POSIX": {"folder": folder + "/" * slash}})
     assert request is not None
-    reference = name_destination(request, "t").reference(output, None, media_type="image/png", size=0, sha256="")
+    reference = name_destination(request, "t", Policy()).reference(
+        output, None, media_type="image/png", size=0, sha256=""
+    )
     assert reference["path"] == posixpath.normpath(reference["path"]) == f"{folder}/{reference['objectId']}"
     assert unquote(reference["uri"]) == f"file://{reference['path']}"
 
@@ -288,7 +450,9 @@ def test_keys_stay_in_their_bucket(path: list[str], output: str, slash: bool) ->
     container_path = "/".join(path)
     request = check_storage({"S3": {**S3, "containerPath": container_path + "/" * slash}})
     assert request is not None
-    reference = name_destination(request, "t").reference(output, None, media_type="image/png", size=0, sha256="")
+    reference = name_destination(request, "t", Policy()).reference(
+        output, None, media_type="image/png", size=0, sha256=""
+    )
     assert f"{reference['bucket']}/{reference['key']}" == f"{container_path}/{reference['objectId']}"
     assert "/" not in reference["bucket"]
     assert "" not in reference["key"].split("/")

@@ -1,24 +1,31 @@
-"""How a request comes in and how its answer goes out, where the framework's own way would cost memory or descriptors.
+"""How a request comes in and its answer goes out, where the framework's way loses memory, descriptors or answers.
 
-Two corrections of quart, and nothing else: a body that no handler reads is not gathered, and what an answer holds open
-is closed even if its reader leaves before the first byte.
+Corrections of quart-trio and hypercorn, and nothing else:
+
+- a body that no handler reads is not gathered;
+- what an answer holds open is closed, even if its reader leaves before the first byte;
+- an answer that is given before the request's body is in leaves the connection either usable or closed.
 """
 
 from __future__ import annotations
 
-from typing import Any, Final
+from contextlib import suppress
+from typing import Any, Final, cast
 
 import structlog
-from hypercorn.typing import ASGISendCallable
-from quart.typing import ResponseTypes
+import trio
+from hypercorn.typing import ASGISendCallable, ASGISendEvent
+from quart import Request as QuartRequest
 from quart_trio.asgi import TrioASGIHTTPConnection
 from quart_trio.wrappers import TrioRequest
+from werkzeug.exceptions import RequestEntityTooLarge
 
 from cador_trio.intake.http.stream import Stream
 
 log = structlog.get_logger(__name__)
 
 METHODS_WITH_BODY: Final = frozenset({"POST", "PUT"})
+REST_SECONDS: Final = 5.0  # for the rest of a refused body; a sender that needs longer finds the connection closed
 
 
 class Request(TrioRequest):
@@ -32,15 +39,41 @@ class Request(TrioRequest):
 
 
 class Connection(TrioASGIHTTPConnection):
-    """One exchange. A reader that leaves cancels it at any await, the sending of the head included."""
+    """One exchange. A reader that leaves cancels it, at any await up to the last piece of the answer."""
 
-    async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
+    async def handle_request(  # type: ignore[override]  # quart-trio's own, too, differs from quart's
+        self, nursery: trio.Nursery, request: QuartRequest, send: ASGISendCallable
+    ) -> None:
+        """Answer, and leave the connection in order."""
+        response = await self.app.handle_request(request)
         stream = getattr(response, "response", None)
+
+        async def send_piece(message: ASGISendEvent) -> None:
+            if message["type"] != "http.response.body" or message["more_body"]:
+                await send(message)
+                return
+            await _receive_rest(request)
+            # hypercorn now makes the connection ready for the next request, or closes it, and tells quart of the end,
+            # which cancels us: in the middle of that, the connection would stay open, and deaf.
+            with trio.CancelScope(shield=True):
+                await send(message)
+
         try:
-            await super()._send_response(send, response)
+            await self._send_response(cast("ASGISendCallable", send_piece), response)
         except OSError as error:
-            # The head is out, so the reader sees a body that ends before its Content-Length.
-            log.error("a result could not be read to its end", reason=str(error))  # noqa: TRY400 - says all
+            # The head is out: the reader sees a body that ends before its Content-Length.
+            log.error("a result could not be read to its end", reason=str(error))  # noqa: TRY400 - that says it
         finally:
             if isinstance(stream, Stream):
                 stream.close()
+        nursery.cancel_scope.cancel("the request is answered")
+
+
+async def _receive_rest(request: QuartRequest) -> None:
+    """Drop what a body that nobody wanted still has, for a while: many a sender reads the answer only after its end."""
+    with (
+        suppress(RequestEntityTooLarge),  # quart's limit; the connection will be closed
+        trio.move_on_after(REST_SECONDS),  # noqa: ASYNC912 - usually there is nothing to wait for
+    ):
+        async for _ in request.body:
+            pass

@@ -300,7 +300,7 @@ def _jobs() -> JsonObject:
                 {
                     "200": _answer(
                         "Server-sent events called `status`, whose data is a Status.",
-                        {"text/event-stream": {"schema": {"type": "string"}}},
+                        {"text/event-stream": {"schema": schema("StatusEvent")}},
                         "Cache-Control",
                     )
                 },

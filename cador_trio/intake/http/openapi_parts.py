@@ -157,6 +157,12 @@ SCHEMAS: Final[JsonObject] = {
         href={**_URL, "description": "the results, once it has SUCCEEDED"},
         link={**_URL, "description": "the same, for clients of PESTO"},
     ),
+    "StatusEvent": _object(
+        ["event", "data"],
+        "One event of the stream.",
+        event={"type": "string", "enum": ["status"]},
+        data={"type": "string", "description": "a Status, as JSON"},
+    ),
     "ResultList": {
         "type": "array",
         "items": _object(["id", "_link"], id={"type": "string"}, _link=schema("Reference")),

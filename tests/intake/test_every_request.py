@@ -1,0 +1,297 @@
+"""What every exchange has, whatever the path: paths, methods, errors, correlation, the token, HEAD, connections."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import trio
+
+from tests.intake.running import JOB, check_error, end_one_job, open_daemon, vector
+from tests.peers.fake_algorithm import FakeAlgorithm, Hold, sample_answer
+from tests.peers.fake_algorithm.script import Answer
+
+NOBODY = "00000000-0000-0000-0000-000000000000"
+DOCUMENTS = ["/describe", "/version", "/openapi", "/config", "/health", "/jobs"]
+READABLE = [
+    *DOCUMENTS,
+    "/api/v1/metrics",
+    "/livez",
+    "/readyz",
+    "/swagger",
+    "/swagger/swagger-ui.css",
+    "/openapi/spec.json",
+]
+
+
+@pytest.fixture
+async def guarded(fake: FakeAlgorithm) -> AsyncIterator[httpx.AsyncClient]:
+    """A client, without the token, of a daemon that asks for one."""
+    async with open_daemon(fake, api_token="clé") as client:
+        yield client
+
+
+# --- Paths and methods -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", DOCUMENTS)
+async def test_root_spelling(client: httpx.AsyncClient, path: str) -> None:
+    """The README's paths answer as those under `/api/v1` do, with or without a slash at the end, without redirects."""
+    answers = [await client.get(spelling) for spelling in (f"/api/v1{path}", f"/api/v1{path}/", path, f"{path}/")]
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+
+
+@pytest.mark.parametrize("path", ["/api/v1/jobs", "/api/v1/process", "/jobs", "/process", "/jobs/", "/api/v1/process/"])
+async def test_posting_at_every_spelling(client: httpx.AsyncClient, path: str) -> None:
+    """Jobs are taken at `/jobs`, and at PESTO's `/process`."""
+    answer = await client.post(path, json=JOB)
+    assert (answer.status_code, answer.json()) == (200, sample_answer())
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/nothing", "/api/v1", "/api/v2/jobs", "/metrics", "/jobs/x", "/api/v1/jobs//status", "/..%2fetc"]
+)
+async def test_unknown_paths(client: httpx.AsyncClient, path: str) -> None:
+    """Where nothing is, there is an Error, and never a redirect. `/metrics` at the root is kept for the daemon's own."""
+    answer = await client.get(path)
+    check_error(answer, 405 if path == "/jobs/x" else 404)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [
+        ("POST", "/api/v1/describe", "GET, HEAD"),
+        ("GET", "/process", "POST"),
+        ("PUT", "/api/v1/config", "GET, HEAD"),
+        ("DELETE", "/jobs", "GET, HEAD, POST"),
+        ("OPTIONS", "/jobs", "GET, HEAD, POST"),
+        ("PATCH", f"/jobs/{NOBODY}", "DELETE"),
+        ("POST", f"/jobs/{NOBODY}/results", "DELETE, GET, HEAD"),
+        ("POST", "/livez", "GET, HEAD"),
+        ("QUERY", "/readyz", "GET, HEAD"),
+    ],
+)
+async def test_other_methods(client: httpx.AsyncClient, method: str, path: str, allow: str) -> None:
+    """405 says what is possible instead."""
+    answer = await client.request(method, path)
+    check_error(answer, 405)
+    assert answer.headers["Allow"] == allow
+
+
+@pytest.mark.parametrize("job_id", [NOBODY, "x", "%00", "é", "a" * 5000])
+async def test_unknown_jobs(client: httpx.AsyncClient, job_id: str) -> None:
+    """A job that is not known, or can't be one, is not found."""
+    for path in ("status", "events", "results", "results/mask"):
+        check_error(await client.get(f"/jobs/{job_id}/{path}"), 404)
+    for path in ("", "/results", "/results/mask"):
+        check_error(await client.delete(f"/jobs/{job_id}{path}"), 404)
+
+
+@pytest.mark.parametrize("path", READABLE)
+async def test_head(client: httpx.AsyncClient, path: str) -> None:
+    """HEAD gives GET's status and head, and no body."""
+    head, get = await client.head(path), await client.get(path)
+    assert (head.status_code, head.content) == (200, b"")
+    changing = {"date", "x-correlation-id"}
+    assert [item for item in head.headers.items() if item[0] not in changing] == [
+        item for item in get.headers.items() if item[0] not in changing
+    ]
+
+
+async def test_head_of_a_job(client: httpx.AsyncClient) -> None:
+    """HEAD works for what a job has, too: a result keeps its length and digest, a stream of events does not start."""
+    job_id = await end_one_job(client)
+    for path in ("status", "results", "results/detections", "results/mask", "results/summary"):
+        head, get = await client.head(f"/jobs/{job_id}/{path}"), await client.get(f"/jobs/{job_id}/{path}")
+        assert (head.status_code, head.content) == (200, b"")
+        assert int(head.headers["Content-Length"]) == len(get.content) > 0
+        assert head.headers.get("ETag") == get.headers.get("ETag")
+    events = await client.head(f"/jobs/{job_id}/events")
+    assert (events.headers["Content-Type"], events.content) == ("text/event-stream", b"")
+
+
+async def test_head_of_events_does_not_wait(fake: FakeAlgorithm, client: httpx.AsyncClient) -> None:
+    """HEAD of the events of a job that runs is answered at once."""
+    fake.script.append(Hold(Answer({})))
+    job = await client.post("/jobs", json=JOB, headers={"Prefer": "respond-async"})
+    path = job.headers["Location"].replace("/status", "/events")
+    assert (await client.head(path)).status_code == 200
+
+
+# --- Errors ------------------------------------------------------------------------------------------------------
+
+
+async def test_error_example_400(client: httpx.AsyncClient) -> None:
+    """The contract's example of a refused request, to the letter."""
+    expected = vector("error-400")
+    answer = await client.post("/jobs", json={}, headers={"X-Correlation-ID": expected["correlationId"]})
+    error = check_error(answer, 400)
+    assert error | {"timestamp": expected["timestamp"]} == expected
+    assert len(error["timestamp"]) == len(expected["timestamp"])
+
+
+async def test_error_example_503(fake: FakeAlgorithm) -> None:
+    """The contract's example of a full house, to the letter, with the time after which to come again."""
+    expected = vector("error-503")
+    fake.default = Hold(Answer({}))
+    async with open_daemon(fake, max_waiting_jobs=8) as client:
+        for _ in range(9):
+            assert (await client.post("/jobs", json=JOB, headers={"Prefer": "respond-async"})).status_code == 202
+        answer = await client.post("/jobs", json=JOB, headers={"X-Correlation-ID": expected["correlationId"]})
+    assert check_error(answer, 503) | {"timestamp": expected["timestamp"]} == expected
+    assert int(answer.headers["Retry-After"]) >= 1
+
+
+async def test_415(client: httpx.AsyncClient) -> None:
+    """A body that says that it is a form is not read as JSON, and the hint says what to send."""
+    answer = await client.post("/jobs", data={"image": "x"})
+    assert "application/json" in check_error(answer, 415)["hint"]
+
+
+async def test_no_content_type_is_json(client: httpx.AsyncClient) -> None:
+    """Without a Content-Type the body is taken for JSON."""
+    answer = await client.post("/jobs", content=b'{"image": "x"}')
+    assert "Content-Type" not in answer.request.headers
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("headers", [{}, {"Transfer-Encoding": "chunked"}], ids=["announced", "chunked"])
+async def test_413(fake: FakeAlgorithm, headers: dict[str, str]) -> None:
+    """A body over the limit is refused with both sizes where they are known, and the connection can be used again."""
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            yield b"x" * 1000
+
+    async with open_daemon(fake, max_body_bytes=4000) as client:
+        content = pieces() if headers else b"x" * 5000
+        answer = await client.post("/jobs", content=content, headers=headers)
+        assert "4000 bytes" in check_error(answer, 413)["message"]
+        assert (await client.post("/jobs", json=JOB)).status_code == 200
+
+
+async def test_body_at_the_limit(fake: FakeAlgorithm) -> None:
+    """The limit itself is allowed."""
+    body = b'{"image": "x"}'
+    async with open_daemon(fake, max_body_bytes=len(body)) as client:
+        assert (await client.post("/jobs", content=body)).status_code == 200
+        check_error(await client.post("/jobs", content=body + b" "), 413)
+
+
+async def test_too_many_bytes_wait(fake: FakeAlgorithm) -> None:
+    """Bodies that wait for a slot count together; the one that would be too much is told to come again."""
+    fake.default = Hold(Answer({}))
+    job = JOB | {"filler": "x" * 1000}
+    async with open_daemon(fake, max_waiting_bytes=2500) as client:
+        for _ in range(3):  # the first one is at the algorithm and no longer waits
+            assert (await client.post("/jobs", json=job, headers={"Prefer": "respond-async"})).status_code == 202
+            await fake.wait_for_request(1, "POST")
+        answer = await client.post("/jobs", json=job)
+    assert "CADOR_MAX_WAITING_BYTES" in check_error(answer, 503)["hint"]
+    assert "Retry-After" in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "parameter"),
+    [
+        ("/jobs?limit=0", "limit"),
+        ("/jobs?limit=1001", "limit"),
+        ("/jobs?limit=1&limit=2", "limit"),
+        ("/jobs?offset=-1", "offset"),
+        ("/jobs?offset=x", "offset"),
+        ("/jobs?status=DONE", "status"),
+        ("/jobs?status=", "status"),
+    ],
+)
+async def test_wrong_queries(client: httpx.AsyncClient, path: str, parameter: str) -> None:
+    """A parameter that can't be read is refused by its name."""
+    assert parameter in check_error(await client.get(path), 400)["message"]
+
+
+@pytest.mark.parametrize("name", ["Idempotency-Key", "X-ADS-Debug"])
+async def test_wrong_headers(client: httpx.AsyncClient, name: str) -> None:
+    """A header that can't be kept or sent on is refused by its name."""
+    answer = await client.post("/jobs", json=JOB, headers={name.encode(): b"\xff"})
+    assert name in check_error(answer, 400)["message"]
+
+
+# --- Correlation and the token -----------------------------------------------------------------------------------
+
+
+async def test_correlation_id(fake: FakeAlgorithm, client: httpx.AsyncClient) -> None:
+    """The caller's id and debug flag go along to the algorithm, and the id comes back."""
+    answer = await client.post("/jobs", json=JOB, headers={"X-Correlation-ID": "abc-1", "X-ADS-Debug": "true"})
+    assert answer.headers["X-Correlation-ID"] == "abc-1"
+    seen = fake.seen("POST")[0].headers
+    assert (seen["x-correlation-id"], seen["x-ads-debug"]) == ("abc-1", "true")
+
+
+async def test_correlation_id_by_us(fake: FakeAlgorithm, client: httpx.AsyncClient) -> None:
+    """Without a usable id each exchange gets one of its own, which the algorithm gets, too."""
+    first = await client.post("/jobs", json=JOB, headers={b"X-Correlation-ID": b"\xe9"})
+    second = await client.post("/jobs", json=JOB)
+    ids = [first.headers["X-Correlation-ID"], second.headers["X-Correlation-ID"]]
+    assert [request.headers["x-correlation-id"] for request in fake.seen("POST")] == ids
+    assert len({*ids, "é"}) == 3
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/api/v1/health", "/readyz/", "/swagger/page.js"])
+async def test_open_paths(guarded: httpx.AsyncClient, path: str) -> None:
+    """Probes ask without the token, and so does a browser that opens the page."""
+    assert (await guarded.get(path)).status_code == 200
+
+
+@pytest.mark.parametrize("authorization", [b"", b"Bearer", b"Bearer no", b"Basic cl\xc3\xa9", b"cl\xc3\xa9", b"\xff"])
+@pytest.mark.parametrize("path", ["/jobs", "/api/v1/describe", "/nothing", "/livez/x", "/api/v1/metrics"])
+async def test_wrong_token(guarded: httpx.AsyncClient, path: str, authorization: bytes) -> None:
+    """Everything else is 401 without the token, even what is not there."""
+    answer = await guarded.get(path, headers={b"Authorization": authorization})
+    check_error(answer, 401)
+    assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+async def test_right_token(guarded: httpx.AsyncClient) -> None:
+    """The token opens; it need not be ASCII, and the scheme's case does not matter."""
+    for scheme in ("Bearer", "bearer"):
+        headers = {b"Authorization": f"{scheme} clé".encode()}
+        assert (await guarded.post("/jobs", json=JOB, headers=headers)).status_code == 200
+
+
+# --- Connections -------------------------------------------------------------------------------------------------
+
+
+async def test_early_answer_leaves_the_connection_usable(client: httpx.AsyncClient) -> None:
+    """An answer that is given before the request's body has come is followed by the next one on the same connection."""
+    url = client.base_url
+    with socket.create_connection((url.host, url.port)) as plain:
+        plain.settimeout(10)
+        await trio.to_thread.run_sync(two_early_answers, plain)
+
+
+def two_early_answers(plain: socket.socket) -> None:
+    for _ in range(2):
+        plain.sendall(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 5\r\n\r\n")
+        answer = b""
+        while b"not JSON" not in answer or not answer.endswith(b"}"):
+            answer += plain.recv(65_536)
+        assert answer.startswith(b"HTTP/1.1 415")
+        plain.sendall(b"1,2,3")
+
+
+async def test_body_that_nobody_reads(client: httpx.AsyncClient) -> None:
+    """A GET with a body is answered, and so is the next request."""
+    for _ in range(2):
+        answer = await client.request("GET", "/jobs", content=b"x" * 100_000)
+        assert answer.status_code == 200
+
+
+async def test_204_has_neither_body_nor_type(client: httpx.AsyncClient) -> None:
+    """204 ends with its head, and the connection goes on."""
+    job_id = await end_one_job(client)
+    answer = await client.delete(f"/jobs/{job_id}")
+    assert (answer.status_code, answer.content) == (204, b"")
+    assert not {"content-type", "content-length", "transfer-encoding"} & set(answer.headers)
+    assert (await client.get("/livez")).status_code == 200
