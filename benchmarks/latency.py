@@ -16,8 +16,8 @@ from typing import Final
 
 from benchmarks.processes import Running, running, running_daemon
 
-ROUNDS: Final = 10
-REQUESTS: Final = {1: 400, 8: 800}  # by connections; fewer than hypercorn's 1,000 for one connection
+ROUNDS: Final = 16
+REQUESTS: Final = {1: 250, 8: 500}  # by connections; fewer than hypercorn's 1,000 for one connection
 WARM_UP_REQUESTS: Final = 200
 PERCENTILES: Final = (50, 99)
 SLOTS: Final = "8"

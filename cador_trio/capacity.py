@@ -125,6 +125,7 @@ class Dispatch(Generic[C]):
         Cancelling leaves the work: it ends at once where it can, keeps the slot where it can't, and what it still
         yields is disposed of. Errors of `work` come out here.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()  # the algorithm is not asked for what nobody wants any more
         slot, self._slot = self._slot, None
         if slot is None:
             raise RuntimeError("a dispatch is good for one visit at the algorithm")
@@ -349,7 +350,6 @@ class _Visit(Generic[C, T]):
 
     async def run(self, connection: C) -> None:
         with self.exchange._scope:  # noqa: SLF001 - Exchange is this module's
-            await trio.lowlevel.checkpoint_if_cancelled()  # work that was left before it began never begins
             try:
                 self._outcome = outcome.Value(await self._work(connection, self.exchange))
             except Exception as error:  # unwrapped in the job's task

@@ -370,34 +370,21 @@ async def test_work_that_its_job_has_left_does_not_linger_for_ever(autojump_cloc
     assert client.disposed == []
 
 
-async def test_work_that_was_left_before_it_began_never_begins(autojump_clock: MockClock) -> None:
-    """The algorithm is not asked for what nobody wants any more."""
-    began = False
+async def test_a_job_that_is_cancelled_before_its_visit_never_visits(autojump_clock: MockClock) -> None:
+    """The algorithm is not asked for what nobody wants any more, and the slot is free."""
+    began: list[str] = []
 
-    async def work(exchange: Exchange) -> str:
-        nonlocal began
-        began = True
+    async def visit(connection: str, exchange: Exchange) -> str:
+        began.append(connection)
         return await stubborn(100)(exchange)
 
-    async with open_capacity(["a"], limits()) as capacity, trio.open_nursery() as nursery:
-        client = Client(capacity)
-        dispatched = trio.Event()
-        client.scope.cancel()
-        nursery.start_soon(client.run, work, 0, dispatched)
-        await wait_all_tasks_blocked()
-        assert not began
-        # Cancelled in the step in which the visit is arranged.
-        client = Client(capacity)
-        async with capacity.dispatch("http") as dispatch:
-
-            async def visit(connection: str, exchange: Exchange) -> str:
-                return await work(exchange)
-
-            with trio.CancelScope() as scope:
+    async with open_capacity(["a"], limits()) as capacity:
+        with trio.CancelScope() as scope:
+            async with capacity.dispatch("http") as dispatch:
                 scope.cancel()
                 await dispatch.at_algorithm(visit, lambda _: None)
         await wait_all_tasks_blocked()
-        assert not began
+        assert began == []
         assert is_idle(capacity, 1)
 
 
@@ -507,6 +494,8 @@ async def test_places_are_counted_from_admission(autojump_clock: MockClock) -> N
         places[0].release()
         places[0].release()  # harmless
         places[3].take_place()
+        with pytest.raises(NotNow):
+            places[0].take_place()
 
 
 async def test_a_taken_slot_is_no_place(autojump_clock: MockClock) -> None:

@@ -104,7 +104,7 @@ class AlgorithmClient:
                 return
 
     async def _attempt(self, order: Order, connection: Connection, exchange: Exchange) -> Answer:
-        await trio.lowlevel.checkpoint_if_cancelled()  # a job that has left is not posted
+        await trio.lowlevel.checkpoint_if_cancelled()  # a job that has left already is not posted
         visit = Visit(self._means, order, connection, exchange)
         posted = await exchange.masked(visit.post)
         if isinstance(posted, Answer):

@@ -5,6 +5,7 @@ Every line of a job carries the ids bound by `run_job`; every value passes the r
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
@@ -15,6 +16,19 @@ import structlog
 from cador_trio.errors import public_text
 
 LogFormat = Literal["auto", "json", "console"]
+
+
+class _StandardError(io.TextIOBase):
+    """Whatever standard error is at the moment: loggers are kept for good, and it may be put elsewhere meanwhile."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+_STANDARD_ERROR = _StandardError()
 
 
 def set_up_logs(level: str, log_format: LogFormat) -> None:
@@ -34,10 +48,10 @@ def set_up_logs(level: str, log_format: LogFormat) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_STANDARD_ERROR),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(_STANDARD_ERROR)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
     logging.root.handlers = [handler]
     logging.captureWarnings(True)

@@ -109,13 +109,19 @@ class Buckets:
 
     async def _put_in_parts(self, destination: BucketDestination, target: Target) -> None:
         attempts = _Attempts()
+        while not await self._put_in_parts_once(destination, target):
+            await attempts.wait(Trouble(StoreFailed("the parts did not become the object"), is_curable=True))
+
+    async def _put_in_parts_once(self, destination: BucketDestination, target: Target) -> bool:
+        attempts = _Attempts()
         upload: str | None = None
         is_complete = False
         try:
             upload = await self._persist(destination, lambda driver: uploads.begin(driver, target), attempts)
             parts = await self._send_parts(destination, target, upload)
-            await self._persist(destination, lambda driver: uploads.complete(driver, target, upload, parts))
+            is_good = await self._persist(destination, lambda driver: uploads.complete(driver, target, upload, parts))
             is_complete = True
+            return is_good
         finally:
             # Cancelled or not: parts that nobody completes are kept, and paid for, until somebody drops them.
             with trio.CancelScope(shield=True, deadline=trio.current_time() + ABORT_SECONDS):
@@ -166,14 +172,7 @@ class Buckets:
                 attempts.in_doubt = doubt
             if not isinstance(result, Trouble):
                 return result
-            pause = attempts.pause(result)
-            if not result.is_curable:
-                raise result.failure
-            await trio.lowlevel.checkpoint_if_cancelled()  # the deadline of what is cancelled is past, and no reason
-            if trio.current_time() + pause >= trio.current_effective_deadline():
-                raise attempts.given_up(result)
-            log.warning("the store fails, trying again", error=result.failure.message, tries=attempts.number)
-            await trio.sleep(pause)
+            await attempts.wait(result)
 
     async def _try(self, destination: BucketDestination, work: Work[T]) -> T | Trouble:
         """One try, in a thread; what is wrong comes back as a value."""
@@ -250,11 +249,22 @@ class Buckets:
 
 
 class _Attempts:
-    """Counts tries, and says how long to wait for the next. `in_doubt`: one may have worked, its answer being lost."""
+    """Counts tries, and waits for the next. `in_doubt`: one may have worked, its answer being lost."""
 
     def __init__(self) -> None:
         self.number = 0
         self.in_doubt = False
+
+    async def wait(self, trouble: Trouble) -> None:
+        """Wait until the next try. Raises the failure where another try can't cure it, or there is no time for one."""
+        pause = self.pause(trouble)
+        if not trouble.is_curable:
+            raise trouble.failure
+        await trio.lowlevel.checkpoint_if_cancelled()  # the deadline of what is cancelled is past, and no reason
+        if trio.current_time() + pause >= trio.current_effective_deadline():
+            raise self._given_up(trouble.failure)
+        log.warning("the store fails, trying again", error=trouble.failure.message, tries=self.number)
+        await trio.sleep(pause)
 
     def pause(self, trouble: Trouble) -> float:
         """Seconds: doubling from try to try, capped, with jitter; longer if the store asks for it."""
@@ -263,11 +273,11 @@ class _Attempts:
         jittered = longest * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         return max(jittered, min(trouble.wait, LONGEST_RETRY_AFTER_SECONDS))
 
-    def given_up(self, trouble: Trouble) -> CadorError:
+    def _given_up(self, failure: CadorError) -> CadorError:
         """The last failure, when there is no time for another try."""
-        if isinstance(trouble.failure, StoreFailed) and self.number > 1:
-            return StoreFailed(f"{trouble.failure.message} ({self.number} tries)", hint=trouble.failure.hint)
-        return trouble.failure
+        if isinstance(failure, StoreFailed) and self.number > 1:
+            return StoreFailed(f"{failure.message} ({self.number} tries)", hint=failure.hint)
+        return failure
 
 
 def _look(driver: S3Driver, bucket: str) -> None:

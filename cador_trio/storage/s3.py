@@ -147,14 +147,12 @@ class S3Driver(S3StorageDriver):  # type: ignore[misc]
         """Store an object; `headers` must have its Content-Length. The answer's headers."""
         return self._call("PUT", _path(bucket, key), body, {}, headers)
 
-    def head(self, bucket: str, key: str) -> Headers:
-        """The headers of an object."""
-        return self._call("HEAD", _path(bucket, key), None)
+    def get(self, bucket: str, key: str) -> tuple[Headers, Iterator[bytes]]:
+        """The headers of an object, and its bytes in blocks, to be read to their end."""
+        headers = self._ask("GET", _path(bucket, key), None, {}, {}).headers
+        return headers, self._blocks(int(headers.get("content-length", "-1")))
 
-    def get(self, bucket: str, key: str) -> Iterator[bytes]:
-        """The bytes of an object, in blocks."""
-        answer = self._ask("GET", _path(bucket, key), None, {}, {})
-        left = int(answer.headers.get("content-length", "-1"))
+    def _blocks(self, left: int) -> Iterator[bytes]:
         while block := self.wire.read(BLOCK_BYTES):
             left -= len(block)
             yield block
@@ -181,8 +179,8 @@ class S3Driver(S3StorageDriver):  # type: ignore[misc]
         params = {"partNumber": str(number), "uploadId": upload}
         return self._call("PUT", _path(bucket, key), body, params, {"Content-Length": str(body.left)})
 
-    def complete_upload(self, bucket: str, key: str, upload: str, etags: list[str]) -> None:
-        """Make the parts, in order, an object."""
+    def complete_upload(self, bucket: str, key: str, upload: str, etags: list[str]) -> str:
+        """Make the parts, in order, an object; its ETag."""
         parts = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{escape(etag)}</ETag></Part>"
             for number, etag in enumerate(etags, 1)
@@ -191,6 +189,7 @@ class S3Driver(S3StorageDriver):  # type: ignore[misc]
         answer = self._document("POST", _path(bucket, key), {"uploadId": upload}, document, {})
         if "<CompleteMultipartUploadResult" not in answer:  # S3 may find an error after it has said 200
             raise S3Refused(HTTPStatus.INTERNAL_SERVER_ERROR, answer, {})
+        return text_in(answer, "ETag")
 
     def abort_upload(self, bucket: str, key: str, upload: str) -> None:
         """Drop an upload and its parts, or see that it is gone."""

@@ -87,7 +87,7 @@ def _put_whole(driver: S3Driver, target: Target) -> None:
     if driver.echoes_sha256:
         return
     if not _has_md5(answer, md5 or _md5_of(target.body)):
-        compare(driver, target)
+        compare(driver, target, answer.get("etag"))
 
 
 def _has_md5(answer: Headers, md5: str) -> bool:
@@ -102,15 +102,21 @@ def _md5_of(body: Body) -> str:
         return again.md5 or ""
 
 
-def compare(driver: S3Driver, target: Target) -> None:
-    """Read an object back and compare it with its body; raises Garbled, and removes it, if it is another."""
+def compare(driver: S3Driver, target: Target, etag: str | None = None) -> None:
+    """Read an object back and compare it with its body.
+
+    Raises Garbled if it is another. One with the `etag` that our upload was answered is ours, and is removed then;
+    else somebody may have written it after us.
+    """
     stored = hashlib.sha256()
-    for block in driver.get(target.bucket, target.key):
+    headers, blocks = driver.get(target.bucket, target.key)
+    for block in blocks:
         trio.from_thread.check_cancelled()
         stored.update(block)
     if stored.hexdigest() != target.body.sha256:
-        with suppress(S3Refused):
-            driver.delete(target.bucket, target.key)
+        if etag is not None and headers.get("etag") == etag:
+            with suppress(S3Refused):
+                driver.delete(target.bucket, target.key)
         raise Garbled("the store has other bytes than were sent")
 
 
@@ -130,26 +136,39 @@ def put_part(driver: S3Driver, target: Target, upload: str, number: int, part: O
     return PartSent(etag, part.sha256, _has_md5(answer, part.md5 or ""))
 
 
-def complete(driver: S3Driver, target: Target, upload: str, parts: list[PartSent]) -> None:
-    """Make the parts an object, and verify what its parts have not proved yet."""
+def complete(driver: S3Driver, target: Target, upload: str, parts: list[PartSent]) -> bool:
+    """Make the parts an object, and verify what its parts have not proved yet; False if it must be sent once more."""
+    etag = None
     try:
-        driver.complete_upload(target.bucket, target.key, upload, [part.etag for part in parts])
+        etag = driver.complete_upload(target.bucket, target.key, upload, [part.etag for part in parts])
     except S3Refused as refused:
-        # The answer to an earlier try may have got lost: the upload is gone because it is done.
+        if (
+            refused.code == "InvalidPart"
+        ):  # a try that was broken off came in late, and took the place of the whole part
+            driver.abort_upload(target.bucket, target.key, upload)
+            return False
+        # The answer to an earlier try may have got lost: then the upload is gone because it is done.
         if refused.code != "NoSuchUpload":
             raise
-        compare(driver, target)
-        return
-    size = driver.head(target.bucket, target.key).get("content-length")
-    if size != str(target.body.size):
-        raise Garbled(f"the store has {size} bytes of {target.body.size}")
-    if not all(part.is_verified for part in parts):
-        compare(driver, target)
+    else:
+        if all(part.is_verified for part in parts):
+            return True
+    try:
+        compare(driver, target, etag)
+    except (Garbled, S3Refused):
+        return False
+    return True
 
 
 def abort(driver: S3Driver, target: Target, upload: str) -> None:
-    """Drop an upload with its parts."""
+    """Drop an upload with its parts. Raises Garbled if it is still there: a part was on its way, try again."""
     driver.abort_upload(target.bucket, target.key, upload)
+    try:
+        is_there = upload in driver.uploads_of(target.bucket, target.key)
+    except S3Refused:  # not every key may list
+        return
+    if is_there:
+        raise Garbled("an upload is still there after it was aborted")
 
 
 def abort_others(driver: S3Driver, target: Target, upload: str | None) -> None:

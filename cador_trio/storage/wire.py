@@ -31,6 +31,7 @@ from cador_trio.storage.failures import TlsFailed
 T = TypeVar("T")
 
 TICK_SECONDS: Final = 0.25  # how long a cancellation may go unnoticed in a wait
+_HANG_UP_SECONDS: Final = 2 * TICK_SECONDS
 BLOCK_BYTES: Final = 1024 * 1024  # one send; http.client's own blocks of 8 or 16 KiB cost a third of the speed
 
 
@@ -190,8 +191,11 @@ class Wire:
         except ssl.SSLError as error:
             self.close()
             raise TlsFailed(error) from error
-        except BaseException:
+        except (OSError, http.client.HTTPException):
             self.close()
+            raise
+        except BaseException:  # cancelled, or a body that can't be read
+            self._hang_up()
             raise
 
     def _check_early_answer(self, response: http.client.HTTPResponse) -> None:
@@ -227,6 +231,22 @@ class Wire:
             self._response.close()
             self._response = None
         self._connection.close()
+
+    def _hang_up(self) -> None:
+        """Break a request off, and wait a moment until the store has seen that.
+
+        What it makes of half a request is over then: nothing of it appears later, when its job has ended, or its
+        upload was aborted.
+        """
+        sock = self._connection.sock
+        if sock is not None:
+            with suppress(OSError):
+                # Below TLS: its own farewell would wait for an answer.
+                socket.socket.shutdown(sock, socket.SHUT_WR)
+                limit = time.monotonic() + _HANG_UP_SECONDS
+                while time.monotonic() < limit and socket.socket.recv(sock, BLOCK_BYTES):
+                    pass
+        self.close()
 
     def _connected(self) -> http.client.HTTPConnection:
         sock = self._connection.sock

@@ -78,7 +78,7 @@ class Room:
         assert isinstance(self.house.algorithm, AlgorithmClient)
         return self.house.algorithm
 
-    async def call(
+    def order(
         self,
         inputs: JsonObject,
         *,
@@ -86,10 +86,10 @@ class Room:
         is_patient: bool = True,
         seen: Seen | None = None,
         deadline: Deadline | None = None,
-    ) -> Answer:
-        """One visit; its deadline, if it has one, is the caller's to apply. The caller closes the answer."""
+    ) -> Order:
+        """What the algorithm is asked; the deadline, if there is one, is the caller's to apply."""
         seen = seen or Seen()
-        order = Order(
+        return Order(
             inputs=self.client.check_inputs(inputs),
             headers=dict(HEADERS),
             take_out_images=take_out,
@@ -98,6 +98,10 @@ class Room:
             on_running=seen.on_running,
             on_progress=seen.progress.append,
         )
+
+    async def call(self, inputs: JsonObject, **options: Any) -> Answer:
+        """One visit, with the options of `order`. The caller closes the answer."""
+        order = self.order(inputs, **options)
         async with self.capacity.dispatch("http") as dispatch:
             return await dispatch.at_algorithm(lambda *slot: self.client.process(order, *slot), Answer.close)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 import trio
 
+from cador_trio.capacity import Exchange
 from cador_trio.errors import NotNow
 from tests.contract.algorithm_peers import KINDS, Kind, open_peer, values_of
-from tests.contract.algorithm_room import Room, Seen, open_room, until
+from tests.contract.algorithm_room import BACKSTOP, Room, open_room, until
 from tests.peers.fake_algorithm import (
-    Answer,
     AnswerImage,
     FakeAlgorithm,
     Hang,
@@ -26,7 +27,7 @@ from tests.peers.fake_algorithm import (
 )
 
 INPUTS = {"image": "aW1hZ2U="}
-COUNT = Answer({"count": 3})
+COUNT = Reply(body=b'{"count": 3}')
 STATEFUL = minimal_describe(asynchronous=True)
 PESTO_STATEFUL = minimal_describe(asynchronous=True, pesto=True)
 WHOLE_IMAGE = minimal_describe(whole="image/png")
@@ -69,18 +70,30 @@ async def test_a_slot_is_kept_until_the_algorithm_has_answered_and_nothing_is_le
         assert peer.leftovers() == before
 
 
+class Watched(SlowTrickle):
+    """Knows how much of it has been sent."""
+
+    sent = 0
+
+    def pieces(self) -> Iterator[memoryview]:
+        for piece in super().pieces():
+            self.__dict__["sent"] = self.sent + 1
+            yield piece
+
+
 async def test_a_job_that_leaves_in_mid_answer_gives_its_bytes_back_at_once() -> None:
     """The rest of the answer is still read, and counts no more; a gigabyte nobody wants does not sit in the spool."""
-    slow = SlowTrickle(AnswerImage(4_000_000), piece=1_000_000, every=0.02)
+    slow = Watched(AnswerImage(40 * 65_536), piece=65_536, every=0.01)
     async with open_fake_algorithm([slow, COUNT], describe=WHOLE_IMAGE) as fake, open_room(fake.url) as room:
         async with trio.open_nursery() as job:
             job.start_soon(room.call, INPUTS)
-            await until(lambda: room.spool.used > 1_000_000)
+            await until(lambda: room.spool.used > 0)
             job.cancel_scope.cancel()
-        assert room.slots_in_use == 1
         await until(lambda: room.spool.used == 0)
+        assert slow.sent < 40
         assert room.slots_in_use == 1
         await room.check_nothing_is_left()
+        assert slow.sent == 40
         assert values_of(await room.call(INPUTS)) == {"count": 3}
 
 
@@ -118,18 +131,13 @@ async def test_a_job_that_has_left_does_not_wait_for_an_algorithm_that_has_gone_
 
 
 async def test_a_job_that_leaves_before_its_post_is_never_posted() -> None:
-    """Cancelled in the moment of its dispatch: no work is begun that nobody wants."""
+    """Abandoned in the moment of its dispatch: no work is begun that nobody wants."""
     async with open_fake_algorithm() as fake, open_room(fake.url) as room:
-        with trio.CancelScope() as scope:
-            async with room.capacity.dispatch("http") as dispatch:
-                scope.cancel()
-                seen = Seen()
-
-                async def work(*_slot: Any) -> Any:
-                    return await room.call(INPUTS, seen=seen)
-
-                await dispatch.at_algorithm(work, lambda _: None)
-        await room.check_nothing_is_left()
+        exchange = Exchange(linger_seconds=BACKSTOP)
+        exchange.abandon("its job has left")
+        with exchange._scope:
+            await room.client.process(room.order(INPUTS), room.connections[0], exchange)
+        assert exchange._scope.cancelled_caught
         assert fake.seen("POST") == []
 
 
@@ -154,7 +162,7 @@ async def test_a_job_that_can_not_be_cancelled_keeps_its_slot_until_it_is_done(
     refusal: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is polled on, and then its results are cleared away."""
-    script = Stateful({"mask": AnswerImage(20), "count": Answer(3)}, states=("RUNNING",))
+    script = Stateful({"mask": AnswerImage(20), "count": Reply(body=b"3")}, states=("RUNNING",))
     async with open_fake_algorithm([script], describe=STATEFUL) as fake, open_room(fake.url) as room:
         with monkeypatch.context() as patches:
             patches.setattr(FakeAlgorithm, "_delete", lambda *_: Status(refusal, {"message": "can't"}))
@@ -173,7 +181,7 @@ async def test_an_algorithm_that_does_one_thing_at_a_time_keeps_its_slot_while_i
 ) -> None:
     """It answers neither the deletion nor a poll before its work is done: silence is no cancellation."""
     monkeypatch.setattr("cador_trio.algorithm.watch.ANSWER_SECONDS", 0.05)
-    script = Stateful({"count": Answer(3)}, states=("RUNNING",))
+    script = Stateful({"count": Reply(body=b"3")}, states=("RUNNING",))
     async with open_fake_algorithm([script], describe=STATEFUL) as fake, open_room(fake.url) as room:
         genuine = FakeAlgorithm.resource
         monkeypatch.setattr(FakeAlgorithm, "resource", lambda *_: Hold(Status(503)))

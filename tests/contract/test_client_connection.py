@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -125,6 +126,31 @@ async def test_a_body_that_is_left_half_way_closes_its_connection(chunked: bool)
             await room.call(INPUTS)
         await fake.wait_until(lambda: fake.open_connections == 1)
         assert values_of(await room.call(INPUTS)) == {"count": 3}
+
+
+async def test_more_bytes_than_announced_do_not_reach_the_next_job() -> None:
+    """Whoever lies about the length has broken that answer; the next one comes by a fresh connection."""
+    lie = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 5\r\n\r\n" + b'{"count": 1}'
+    described = json.dumps(minimal_describe()).encode()
+    posts: list[trio.SocketStream] = []
+
+    async def lie_and_keep_the_line(stream: trio.SocketStream) -> None:
+        async for data in stream:
+            if data.startswith(b"GET"):
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(described) + described)
+            elif data.startswith(b"POST"):
+                posts.append(stream)
+                await stream.send_all(lie if len(posts) == 1 else lie.replace(b"h: 5", b"h: 12"))
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        nursery.start_soon(trio.serve_listeners, lie_and_keep_the_line, listeners)
+        async with open_room(f"http://127.0.0.1:{listener.socket.getsockname()[1]}", max_attempts=1) as room:
+            with pytest.raises(AlgorithmBroken):
+                await room.call(INPUTS)
+            assert values_of(await room.call(INPUTS)) == {"count": 1}
+        assert posts[0] is not posts[1]
+        nursery.cancel_scope.cancel()
 
 
 async def test_what_is_no_http_is_a_death() -> None:

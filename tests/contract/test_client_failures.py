@@ -20,7 +20,7 @@ from cador_trio.errors import (
     DeadlinePassed,
     SpoolFull,
 )
-from cador_trio.job import Failed, Succeeded
+from cador_trio.job import Failed
 from cador_trio.order import Deadline
 from tests.contract.algorithm_peers import KINDS, Kind, open_peer, values_of
 from tests.contract.algorithm_room import Seen, open_room, until
@@ -255,22 +255,6 @@ async def test_a_patient_job_waits_for_an_algorithm_that_is_away_and_its_deadlin
             await fake.accept_again()
         assert start < deadline.scope.deadline < math.inf
         assert len(fake.seen("POST")) == 1
-
-
-async def test_a_deadline_that_passes_while_the_algorithm_is_away_does_no_harm() -> None:
-    """The whole job: it takes longer than its deadline, and succeeds."""
-    async with open_fake_algorithm([COUNT]) as fake, open_room(fake.url, job_timeout_seconds=0.25) as room:
-        await fake.refuse_connections()
-        async with trio.open_nursery() as nursery:
-
-            async def run() -> None:
-                assert isinstance(await room.run(INPUTS), Succeeded)
-
-            nursery.start_soon(run)
-            await until(lambda: room.slots_in_use == 1)
-            began = trio.current_time()
-            await until(lambda: trio.current_time() > began + 0.3)
-            await fake.accept_again()
 
 
 async def test_an_attended_job_does_not_wait_for_an_algorithm_that_is_away() -> None:

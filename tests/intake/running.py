@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -26,16 +26,23 @@ def vector(name: str) -> Any:
     return json.loads((VECTORS / f"{name}.json").read_text())
 
 
+class Client(httpx.AsyncClient):
+    """A client of the daemon that runs. `stop` begins the daemon's orderly end, as a signal would."""
+
+    stop: Callable[[], None]
+
+
 @asynccontextmanager
 async def open_daemon(
     fake: FakeAlgorithm, *, is_ready: bool = True, hangs: float = HANGS, **settings: Any
-) -> AsyncIterator[httpx.AsyncClient]:
+) -> AsyncIterator[Client]:
     """A client of a daemon with these settings; jobs that run at the end of the block get no grace."""
     chosen = {"host": "127.0.0.1", "port": 0, "processing_server": fake.url, "shutdown_grace_seconds": 0} | settings
     with trio.fail_after(hangs):
         async with trio.open_nursery() as nursery:
             serving = await nursery.start(serve, Settings.model_validate(chosen))
-            async with httpx.AsyncClient(base_url=serving.url, trust_env=False, timeout=HANGS) as client:
+            async with Client(base_url=serving.url, trust_env=False, timeout=HANGS) as client:
+                client.stop = serving.stop
                 while is_ready and (await client.get("/readyz")).status_code != 200:
                     pass
                 yield client
@@ -49,7 +56,7 @@ async def start_job(client: httpx.AsyncClient, **body: Any) -> str:
     return str(answer.headers["Location"].split("/")[-2])
 
 
-async def wait_end(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
+async def wait_end_of(client: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
     """The job's last status, by its events."""
     return (await events_of(client, job_id))[-1]
 
@@ -66,7 +73,7 @@ async def events_of(client: httpx.AsyncClient, job_id: str) -> list[dict[str, An
 async def end_one_job(client: httpx.AsyncClient, **body: Any) -> str:
     """A job that has ended; its id."""
     job_id = await start_job(client, **body)
-    await wait_end(client, job_id)
+    await wait_end_of(client, job_id)
     return job_id
 
 
@@ -79,3 +86,10 @@ def check_error(answer: httpx.Response, status: int) -> dict[str, str]:
     assert error["message"]
     assert error["correlationId"] == answer.headers["X-Correlation-ID"]
     return error
+
+
+async def open_get(client: httpx.AsyncClient, path: str) -> trio.SocketStream:
+    """A GET on a connection of its own, of which the answer is still to be read, or not."""
+    stream = await trio.open_tcp_stream(client.base_url.host, client.base_url.port or 80)
+    await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: cador\r\n\r\n".encode())
+    return stream

@@ -188,8 +188,9 @@ async def test_stateful_inline_claims_to_be_synchronous() -> None:
             assert (await client.get("/describe")).json()["asynchronous"] is False
 
 
-async def test_text_without_media_type(fake: FakeAlgorithm, client: httpx.AsyncClient) -> None:
+async def test_document_without_media_type(
+    fake: FakeAlgorithm, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What comes without a media type goes out as bytes, not as a guess."""
-    fake.config = None
-    fake._configure = lambda _: AnswerText("x", media_type="")  # type: ignore[method-assign]
+    monkeypatch.setattr(fake, "_configure", lambda _: AnswerText("x", media_type=""))
     assert (await client.get("/config")).headers["Content-Type"] == "application/octet-stream"

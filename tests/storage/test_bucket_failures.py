@@ -363,6 +363,26 @@ async def test_cancelled_upload_in_parts_leaves_nothing(operation: Operation) ->
         assert world.server.uploads == {}
 
 
+async def test_part_that_was_overtaken() -> None:
+    """A part that another request has replaced makes the whole upload begin again, and leaves nothing pending."""
+    async with open_world(Refuse(400, "InvalidPart"), only="CompleteMultipartUpload", sizes=PARTS) as world:
+        await world.store.put(world.destination(), image(LARGE))
+        assert world.objects == {"a/t-1_mask": LARGE}
+        assert world.server.uploads == {}
+        assert world.server.operations().count("CreateMultipartUpload") == 2
+
+
+async def test_aborted_upload_that_is_still_there() -> None:
+    """An abort that a part on its way has outlived is done again."""
+    async with open_world(Refuse(200, ""), only="AbortMultipartUpload", sizes=PARTS) as world:
+        body = MemoryBody(LARGE)
+        body.data = b"!" + LARGE[1:]
+        with pytest.raises(StoreFailed, match="other bytes than it took"):
+            await world.store.put(world.destination(), image(body))
+        assert world.server.operations().count("AbortMultipartUpload") == 2
+        assert world.server.uploads == {}
+
+
 async def test_uploads_of_others_are_left_alone() -> None:
     """Cleaning up after a lost answer takes our object's uploads, and no other's."""
     async with open_world(CloseBeforeAnswer(done=True), only="CreateMultipartUpload", sizes=PARTS) as world:
