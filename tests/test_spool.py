@@ -39,8 +39,8 @@ async def until_removed(spool: Spool, *, but: Sequence[Path] = ()) -> None:
     """The files of closed bodies go in a worker thread; nothing tells when."""
     with trio.fail_after(30):
         await trio.lowlevel.checkpoint()
-        while spool._doomed or files(spool) != list(but):
-            await trio.lowlevel.checkpoint()  # noqa: ASYNC110 - there is no event
+        while spool._doomed or files(spool) != list(but):  # noqa: ASYNC110 - there is no event
+            await trio.lowlevel.checkpoint()
 
 
 def names(folder: Path) -> list[str]:

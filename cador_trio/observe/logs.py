@@ -9,7 +9,7 @@ import io
 import logging
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Literal
+from typing import Any, Literal, TextIO, cast
 
 import structlog
 
@@ -28,7 +28,7 @@ class _StandardError(io.TextIOBase):
         sys.stderr.flush()
 
 
-_STANDARD_ERROR = _StandardError()
+_STANDARD_ERROR = cast("TextIO", _StandardError())
 
 
 def set_up_logs(level: str, log_format: LogFormat) -> None:

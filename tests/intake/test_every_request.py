@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
+from werkzeug.datastructures import Headers
 
+from cador_trio.intake.http import connection
 from tests.intake.running import JOB, check_error, end_one_job, open_daemon, vector
 from tests.peers.fake_algorithm import FakeAlgorithm, Hold, sample_answer
 from tests.peers.fake_algorithm.script import Answer
@@ -258,22 +260,35 @@ async def test_right_token(guarded: httpx.AsyncClient) -> None:
 # --- Connections -------------------------------------------------------------------------------------------------
 
 
+EARLY = b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 5\r\n\r\n"
+
+
+async def read_415(stream: trio.SocketStream) -> None:
+    answer = b""
+    while not answer.endswith(b"}"):
+        received = await stream.receive_some()
+        assert received, "the connection was closed"
+        answer += received
+    assert answer.startswith(b"HTTP/1.1 415")
+
+
 async def test_early_answer_leaves_the_connection_usable(client: httpx.AsyncClient) -> None:
-    """An answer that is given before the request's body has come is followed by the next one on the same connection."""
-    url = client.base_url
-    with socket.create_connection((url.host, url.port)) as plain:
-        plain.settimeout(10)
-        await trio.to_thread.run_sync(two_early_answers, plain)
+    """A sender that has its answer before its body is out may send the body, and the next request on its heels."""
+    async with await trio.open_tcp_stream(client.base_url.host, client.base_url.port or 80) as stream:
+        for _ in range(3):
+            await stream.send_all(EARLY)
+            await read_415(stream)
+            await wait_all_tasks_blocked(0.01)  # the daemon, which runs here, too, is done with it
+            await stream.send_all(b"1,2,3")
 
 
-def two_early_answers(plain: socket.socket) -> None:
-    for _ in range(2):
-        plain.sendall(b"POST /jobs HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 5\r\n\r\n")
-        answer = b""
-        while b"not JSON" not in answer or not answer.endswith(b"}"):
-            answer += plain.recv(65_536)
-        assert answer.startswith(b"HTTP/1.1 415")
-        plain.sendall(b"1,2,3")
+async def test_early_answer_whose_sender_stops(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sender that has its answer, and never sends its body, finds the connection closed after a while."""
+    monkeypatch.setattr(connection, "REST_SECONDS", 0.01)
+    async with await trio.open_tcp_stream(client.base_url.host, client.base_url.port or 80) as stream:
+        await stream.send_all(EARLY + b"1,2")
+        await read_415(stream)
+        assert await stream.receive_some() == b""
 
 
 async def test_body_that_nobody_reads(client: httpx.AsyncClient) -> None:
@@ -281,6 +296,21 @@ async def test_body_that_nobody_reads(client: httpx.AsyncClient) -> None:
     for _ in range(2):
         answer = await client.request("GET", "/jobs", content=b"x" * 100_000)
         assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(("method", "kept"), [("GET", 1), ("DELETE", 1), ("POST", 3), ("PUT", 3)])
+async def test_body_that_nobody_reads_is_not_gathered(method: str, kept: int) -> None:
+    """Of a body that has no business being there the first piece is kept at most, however long the answer takes."""
+    request = connection.Request(
+        method, "http", "/", b"", Headers(), "", "1.1", {}, send_push_promise=nothing, max_content_length=1000
+    )
+    for _ in range(3):
+        request.body.append(b"x" * 100)
+    assert len(request.body._data) == kept * 100
+
+
+async def nothing(*_: object) -> None:
+    """HTTP/1.1 pushes nothing."""
 
 
 async def test_204_has_neither_body_nor_type(client: httpx.AsyncClient) -> None:
