@@ -324,14 +324,27 @@ async def _stored(answer: Answer, plan: Plan, house: House) -> dict[str, StoredO
             f"{len(stored)} of {len(images)} images are stored",
             hint="CADOR_STORE_TIMEOUT_SECONDS sets the limit",
         ) from None
-    return stored
+    return {image.result_id: stored[image.result_id] for image in images}
 
 
 async def _store_all(
     images: Sequence[Image], destination: Destination, store: Store, stored: dict[str, StoredObject]
 ) -> None:
-    for image in images:
-        stored[image.result_id] = await store.put(destination, image)
+    """All images at once, as far as the store lets them; the first that fails ends the others."""
+    failures: list[CadorError] = []
+    async with trio.open_nursery() as uploads_nursery:
+
+        async def put(image: Image) -> None:
+            try:
+                stored[image.result_id] = await store.put(destination, image)
+            except CadorError as error:
+                failures.append(error)
+                uploads_nursery.cancel_scope.cancel("another image of the job can't be stored")
+
+        for image in images:
+            uploads_nursery.start_soon(put, image)
+    if failures:
+        raise failures[0]
 
 
 async def _tags(answer: Answer, stored: dict[str, StoredObject], job: Job, house: House) -> Sequence[JsonObject]:

@@ -173,6 +173,21 @@ async def test_link_within_the_roots_is_followed(posix: PosixUnderTest) -> None:
     assert stored.reference["path"] == f"{posix.root}/a/b/t-1_mask"
 
 
+async def test_profile_is_a_root_of_its_own(tmp_path: Path) -> None:
+    """A profile's folder needs no other root, and nothing leads out of it."""
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.mkdir()
+    (inside / "link").symlink_to(outside)
+    store = Store(Policy())
+    below = PosixDestination(f"{inside}/a", "t-1", profile="disk", root=str(inside))
+    await store.prepare(below)
+    await store.put(below, image(b"x"))
+    assert (inside / "a" / "t-1_mask").read_bytes() == b"x"
+    with pytest.raises(RequestRefused, match="outside of the allowed folders"):
+        await store.prepare(PosixDestination(f"{inside}/link", "t-1", profile="disk", root=str(inside)))
+
+
 async def test_root_may_be_a_link_itself(tmp_path: Path) -> None:
     """The operator may point a root elsewhere."""
     (tmp_path / "volume").mkdir()

@@ -75,6 +75,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("weed", {"secret": "wrong-secret"}, "the secret does not belong to the access key"),
     ("weed", {"key": "nobody"}, "the store does not know the access key"),
     ("weed", {"containerPath": "no-such-bucket/a"}, "there is no bucket no-such-bucket"),
+    # libcloud's own driver for Google would ask a metadata server about such a key, then wait for a person for ever.
+    ("gcs", {"key": "not-one-of-googles"}, "the store does not know the access key"),
     ("gcs", {"secret": "wrong-secret"}, "the secret does not belong to the access key"),
     ("gcs", {"containerPath": "no-such-bucket/a"}, "there is no bucket no-such-bucket"),
 ]
