@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+import structlog
 import trio
 
 from cador_trio import __version__
@@ -51,7 +52,7 @@ def serve(env_file: Path | None = None) -> None:
         settings = load_settings(os.environ, env_file)
         set_up_logs(settings.log_level, settings.log_format)
         for name in unknown_variables(read_variables(os.environ, env_file)):
-            click.echo(f"warning: {name} is no setting of cador-trio", err=True)
+            structlog.get_logger(__name__).warning("this variable is no setting, is it misspelt?", variable=name)
         sys.exit(trio.run(run_daemon, settings, strict_exception_groups=True))
 
 

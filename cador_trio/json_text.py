@@ -70,7 +70,7 @@ def write_slices(value: Json) -> Iterator[bytes]:
 def _slices(value: Json, levels: int) -> Iterator[bytes]:
     if isinstance(value, str) and len(value) > SLICE_CHARACTERS:
         yield from _text_slices(value)
-    elif not levels or _is_quick(value):
+    elif not levels or not isinstance(value, dict | list | tuple) or _is_quick(value):
         yield write(value)
     elif isinstance(value, dict):
         opening = b"{"

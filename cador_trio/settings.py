@@ -255,7 +255,8 @@ class Settings(BaseModel):
                 findings.append(f"{variable}: {_plain(detail['msg'])}")
             # What hangs together is checked on the rest, so that the operator needs one look, not two.
             settings = cls.model_validate({name: value for name, value in values.items() if name not in wrong})
-        findings += [text for text in _contradictions(settings) if text.split(":")[0] not in wrong]
+        # Where a variable is wrong, its default stands in, and what contradicts that may not contradict what was meant.
+        findings += [text for text in _contradictions(settings) if not any(variable in text for variable in wrong)]
         if findings:
             raise SettingsError(findings)
         return settings
@@ -322,8 +323,8 @@ def load_settings(environment: Mapping[str, str], env_file: Path | None = None) 
 
 def unknown_variables(environment: Mapping[str, str]) -> list[str]:
     """`CADOR_…` variables that no setting has: a typing error, most likely. Service links of Kubernetes are none."""
-    known = {variable_of(name, row) for name, row in Settings.model_fields.items()}
-    known |= {f"{variable}_FILE" for variable in known}
+    rows = {variable_of(name, row): row for name, row in Settings.model_fields.items()}
+    known = {*rows, *(f"{variable}_FILE" for variable, row in rows.items() if is_secret(row))}
     service_link = re.compile(r"_(SERVICE_(HOST|PORT).*|PORT(_\d+_(TCP|UDP).*)?)$")
     return sorted(
         name

@@ -178,6 +178,7 @@ LARGE: Final = {
     "a giant among dwarfs": [[1], [[n] for n in range(2 * SLICE_VALUES)], [2], {"a": 1}],
     "many keys": {f"k{n}": n for n in range(2 * SLICE_VALUES)},
     "a long text": {"image": 'é\U0001f30d"\\' * SLICE_CHARACTERS, "after": 1},
+    "a text that just fits": ["x" * SLICE_CHARACTERS, "x" * (SLICE_CHARACTERS - 1), "x" * (SLICE_CHARACTERS + 1)],
     "many texts": ["x" * 1_000 for _ in range(3_000)],
     "a long row of numbers": list(range(3 * SLICE_VALUES)),
     "rows that are no rows of numbers": [[1, "x" * (2 * SLICE_CHARACTERS), 2]] * 3,

@@ -35,11 +35,13 @@ from cador_trio.job import (
     EndReason,
     Failed,
     GivenBack,
+    Image,
     JobState,
     Json,
     Outcome,
     Product,
     Referential,
+    StoredObject,
     Succeeded,
     Value,
 )
@@ -701,6 +703,26 @@ async def test_a_store_that_is_too_slow_fails_the_job_with_its_count(tmp_path: P
         assert_nothing_is_held(street)
 
 
+async def test_the_first_image_that_can_not_be_stored_ends_the_others(
+    street: Street, autojump_clock: MockClock
+) -> None:
+    """Images are stored at once; nobody waits for the rest of a job that has failed, and its error is the one told."""
+    started: list[str] = []
+
+    async def put(destination: str, image: Image) -> StoredObject:
+        started.append(image.result_id)
+        if image.result_id == "chips_1":
+            raise StoreFailed("no such bucket")
+        return await trio.sleep_forever()
+
+    street.algorithm.images = TWO_IMAGES
+    street.store.put = put  # type: ignore[method-assign] # a double of the double
+    error = error_of(await street.run(make_job(stores=True)))
+    assert (type(error), error.message) == (StoreFailed, "no such bucket")
+    assert "chips_1" in started
+    assert_nothing_is_held(street)
+
+
 async def test_a_store_that_can_not_be_written_is_found_out_before_dispatch(
     street: Street, autojump_clock: MockClock
 ) -> None:
@@ -709,6 +731,21 @@ async def test_a_store_that_can_not_be_written_is_found_out_before_dispatch(
     record = await street.run(make_job(stores=True))
     assert isinstance(error_of(record), StoreFailed)
     assert street.algorithm.orders == []
+
+
+@pytest.mark.parametrize(("is_patient", "seconds"), [(True, 60), (False, 30)])
+async def test_a_store_that_says_nothing_is_waited_for_before_dispatch(
+    tmp_path: Path, autojump_clock: MockClock, is_patient: bool, seconds: float
+) -> None:
+    """As long as for storing itself, or half a minute if somebody holds a connection open; then the store is named."""
+    async with open_street(tmp_path, store_timeout_seconds=60) as street:
+        street.store.prepare_halt.close()
+        began = trio.current_time()
+        error = error_of(await street.run(make_job(stores=True, is_patient=is_patient)))
+        assert isinstance(error, StoreTimedOut)
+        assert trio.current_time() - began == pytest.approx(seconds)
+        assert street.algorithm.orders == []
+        assert_nothing_is_held(street)
 
 
 async def test_unreachable_is_passed_on_to_a_caller_who_waits(street: Street, autojump_clock: MockClock) -> None:

@@ -60,19 +60,21 @@ class SecretFile:
     """A value in a file, read again whenever the file has changed. White space around it is no part of it."""
 
     path: Path
-    _seen: tuple[int, int, int] | None = field(default=None, repr=False)
-    _text: str = field(default="", repr=False)
+    _kept: tuple[tuple[int, int, int], str] | None = field(
+        default=None, repr=False
+    )  # how the file was, and what it said
 
     def read(self) -> str:
         """The value of now. Raises OSError, and ValueError if it is empty or no text."""
         status = self.path.stat()
         seen = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if seen != self._seen:
+        kept = self._kept
+        if kept is None or kept[0] != seen:
             text = self.path.read_text(encoding="utf-8").strip()
             if not text or not text.isprintable():
                 raise ValueError("is empty or not one line of text")
-            self._seen, self._text = seen, text
-        return self._text
+            self._kept = kept = (seen, text)  # in one step: threads read it
+        return kept[1]
 
 
 @dataclass(frozen=True, slots=True)

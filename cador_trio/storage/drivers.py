@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from cador_trio.errors import StoreFailed
 from cador_trio.storage.credentials import Credentials
 from cador_trio.storage.endpoints import Endpoint
 from cador_trio.storage.failures import S3Refused
@@ -57,7 +58,7 @@ class Drivers:
     def lend(self, identity: Identity) -> Iterator[S3Driver]:
         """A driver for one thread. What ends the block with an error that broke the connection closes it.
 
-        Raises OSError or ssl.SSLError if the CA bundle can't be read.
+        Raises StoreFailed if the CA bundle can't be read.
         """
         driver = self._take(identity) or self._make(identity)
         is_good = False
@@ -118,8 +119,13 @@ class Drivers:
 
     def _context(self, ca: Path | None) -> ssl.SSLContext:
         """Loading a system's bundle takes 20 ms: done once, and again when the file has changed."""
-        key = (ca, 0 if ca is None else ca.stat().st_mtime_ns)
-        if key not in self._contexts:
-            self._contexts = {kept: context for kept, context in self._contexts.items() if kept[0] != ca}
-            self._contexts[key] = tls_context(ca)
-        return self._contexts[key]
+        try:
+            key = (ca, 0 if ca is None else ca.stat().st_mtime_ns)
+            context = self._contexts.get(key) or tls_context(ca)
+        except (OSError, ssl.SSLError) as error:
+            raise StoreFailed(
+                f"the CA bundle {ca or 'of the system'} can't be read: {error.strerror or error}",
+                hint="Look at CADOR_STORAGE_CA, or the profile's caFile.",
+            ) from error
+        self._contexts = {**{kept: other for kept, other in self._contexts.items() if kept[0] != ca}, key: context}
+        return context

@@ -13,6 +13,7 @@ A profile's tables hold the variant's own keys. Paths are relative to the TOML f
 from __future__ import annotations
 
 import re
+import ssl
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ class _Reader:
         if "caFile" not in table:
             return None
         path = self._beside(self._text(name, table, "caFile"))
-        self._made(name, "caFile", path.read_bytes)
+        self._made(name, "caFile", lambda: ssl.create_default_context(cafile=str(path)))
         return path
 
     def _credentials(self, name: str, table: dict[str, Any]) -> ProfileCredentials:

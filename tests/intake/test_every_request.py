@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 
 import httpx
@@ -311,6 +312,43 @@ async def test_body_that_nobody_reads_is_not_gathered(method: str, kept: int) ->
 
 async def nothing(*_: object) -> None:
     """HTTP/1.1 pushes nothing."""
+
+
+async def exchange(client: httpx.AsyncClient, request: bytes, until: bytes) -> bytes:
+    """What comes back, up to something."""
+    received = b""
+    async with await trio.open_tcp_stream(client.base_url.host, client.base_url.port or 80) as stream:
+        await stream.send_all(request)
+        while until not in received:
+            piece = await stream.receive_some()
+            assert piece, received
+            received += piece
+    return received
+
+
+async def test_wish_for_http_2_is_ignored(client: httpx.AsyncClient) -> None:
+    """A client that would like HTTP/2 gets its answer by HTTP/1.1; one that insists gets none; the daemon can end."""
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n"
+    answer = await exchange(client, b"GET /livez HTTP/1.1\r\nHost: x\r\n" + wish + b"\r\n", b"reasons")
+    assert answer.startswith(b"HTTP/1.1 200")
+    answer = await exchange(client, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 404")
+
+
+async def test_websockets_are_refused(client: httpx.AsyncClient) -> None:
+    """The handshake is answered with an Error, and the connection closed."""
+    wish = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AA==\r\n"
+    answer = await exchange(client, b"GET /jobs HTTP/1.1\r\nHost: x\r\n" + wish + b"\r\n", b"}")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert set(json.loads(body)) == {"message", "hint", "correlationId", "timestamp"}
+
+
+@pytest.mark.parametrize("head", [b"HTTP/1.0\r\n", b'HTTP/1.1\r\nHost: "><b>\r\n', b"HTTP/1.1\r\nHost:\r\n"])
+async def test_links_without_a_usable_host(client: httpx.AsyncClient, head: bytes) -> None:
+    """A caller that names no host gets links to where it came in."""
+    answer = await exchange(client, b"GET /describe " + head + b"\r\n", b"_links")
+    assert f'"href":"{str(client.base_url).rstrip("/")}/api/v1/'.encode() in answer
 
 
 async def test_204_has_neither_body_nor_type(client: httpx.AsyncClient) -> None:

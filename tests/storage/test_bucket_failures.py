@@ -149,8 +149,9 @@ async def test_connection_that_closes_at_once() -> None:
         assert world.objects == {"a/t-1_mask": SMALL}
 
 
-async def test_kept_connection_that_went_stale() -> None:
+async def test_kept_connection_that_went_stale(monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection that the store has closed meanwhile is noticed before it is used: no try is lost."""
+    monkeypatch.setattr(buckets._Attempts, "wait", lambda *_: pytest.fail("a try was lost"))
     async with open_world() as world:
         await world.store.put(world.destination(), image(SMALL))
         kept = world.store._buckets._drivers._idle[0].driver.wire._connection.sock
@@ -180,10 +181,19 @@ async def test_not_cured_by_another_try(step: Step, words: str) -> None:
 
 async def test_early_refusal_of_a_large_object() -> None:
     """A store that refuses before it has everything is heard: the rest is not sent, and the words are its own."""
+    body = CountedBody(HUGE)
     async with open_world(Refuse(403, "AccessDenied", early=True)) as world:
         with pytest.raises(StoreFailed, match="may not do that"):
-            await world.store.put(world.destination(), image(HUGE))
-        assert not world.server.requests[0].whole
+            await world.store.put(world.destination(), image(body))
+    assert body.reads < len(HUGE) // CHUNK_BYTES
+
+
+async def test_early_success_is_none() -> None:
+    """A store that says yes before it has everything can't have it."""
+    async with open_world(Refuse(200, "", early=True)) as world:
+        await world.store.put(world.destination(), image(HUGE))
+        assert world.objects == {"a/t-1_mask": HUGE}
+        assert world.server.operations() == ["PutObject", "PutObject"]
 
 
 async def test_gives_up_when_no_try_fits_before_the_deadline() -> None:
@@ -272,17 +282,11 @@ async def test_always_garbled_objects_are_never_left(monkeypatch: pytest.MonkeyP
 async def test_body_is_read_once() -> None:
     """The hashes are made of what is sent: no second look at the body, and a fresh one for another try."""
     async with open_world(Fine(), Refuse(503, "SlowDown")) as world:
-        opened: list[int] = []
-
-        class CountedBody(MemoryBody):
-            def open(self) -> MemoryReader:
-                opened.append(len(opened))
-                return super().open()
-
-        await world.store.put(world.destination(), image(CountedBody(LARGE)))
-        assert len(opened) == 1
-        await world.store.put(world.destination(), image(CountedBody(LARGE)))
-        assert len(opened) == 3
+        first, second = CountedBody(LARGE), CountedBody(LARGE)
+        await world.store.put(world.destination(), image(first))
+        assert first.opened == 1
+        await world.store.put(world.destination(), image(second))
+        assert second.opened == 2
         assert world.objects == {"a/t-1_mask": LARGE}
 
 
@@ -581,8 +585,9 @@ async def test_idle_connections_are_closed(monkeypatch: pytest.MonkeyPatch) -> N
 
 async def test_drivers_are_never_shared() -> None:
     """Eight uploads at once use a driver each."""
-    hanging = [HangBeforeAnswer()] * 8
-    async with open_world(*hanging, patience=PATIENT) as world, trio.open_nursery() as uploads_nursery:
+    script: list[Step] = [Fine(), *[HangBeforeAnswer()] * 8]
+    async with open_world(*script, patience=PATIENT) as world, trio.open_nursery() as uploads_nursery:
+        await world.store.put(world.destination(), image(SMALL))  # one is there to be shared
         for number in range(8):
             uploads_nursery.start_soon(world.store.put, world.destination(), image(SMALL, "m", number))
         await world.server.wait_reached(8)
@@ -591,6 +596,27 @@ async def test_drivers_are_never_shared() -> None:
 
 
 # --- Helpers -----------------------------------------------------------------------------------------------------
+
+
+class CountedBody(MemoryBody):
+    """Counts how often it was opened, and read from."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(data)
+        self.opened = self.reads = 0
+
+    def open(self) -> MemoryReader:
+        self.opened += 1
+        self.open_readers += 1
+        return CountingReader(self)
+
+
+class CountingReader(MemoryReader):
+    """Reads a CountedBody."""
+
+    def before_read(self) -> None:
+        assert isinstance(self.body, CountedBody)
+        self.body.reads += 1
 
 
 class Names(trio.abc.HostnameResolver):

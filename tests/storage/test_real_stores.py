@@ -139,6 +139,19 @@ async def test_unknown_authority(versity_tls: BucketUnderTest) -> None:
         await store.prepare(versity_tls.destination())
 
 
+async def test_bundle_that_vanishes(versity_tls: BucketUnderTest, tmp_path: Path) -> None:
+    """A CA bundle is read again when it has changed; one that is gone is no outage of the store."""
+    bundle = tmp_path / "ca.pem"
+    assert versity_tls.peer.ca is not None
+    bundle.write_bytes(versity_tls.peer.ca.read_bytes())
+    with closing(Store(Policy(), patience=PATIENCE, ca=bundle)) as store:
+        await store.prepare(versity_tls.destination())
+        store._buckets.close()
+        bundle.unlink()
+        with pytest.raises(StoreFailed, match=r"CA bundle .* can't be read: No such file"):
+            await store.put(versity_tls.destination(), image(b"x"))
+
+
 async def test_certificate_of_another_name(versity_tls: BucketUnderTest) -> None:
     """The certificate must be the name's that was asked for, not the address's that is connected to."""
 

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from cador_trio.errors import BodyTooLarge, CadorError, MethodNotAllowed, NotAuthenticated, NotFound
-from cador_trio.intake.http.connection import Connection, Request
+from cador_trio.intake.http.connection import Connection, NoWebSocket, Request
 from cador_trio.intake.http.door import Door
 from cador_trio.intake.http.geoprocess import algorithm_metrics, geoprocess_routes
 from cador_trio.intake.http.negotiation import correlation_id
@@ -32,6 +32,7 @@ class App(QuartTrio):
     """quart with our corrections."""
 
     asgi_http_class = Connection
+    asgi_websocket_class = NoWebSocket
     request_class = Request
 
 

@@ -4,7 +4,8 @@ Corrections of quart-trio and hypercorn, and nothing else:
 
 - a body that no handler reads is not gathered;
 - what an answer holds open is closed, even if its reader leaves before the first byte;
-- an answer that is given before the request's body is in leaves the connection either usable or closed.
+- an answer that is given before the request's body is in leaves the connection either usable or closed;
+- WebSockets are refused.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any, Final, cast
 
 import structlog
 import trio
-from hypercorn.typing import ASGISendCallable, ASGISendEvent
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, ASGISendEvent
 from quart import Request as QuartRequest
-from quart_trio.asgi import TrioASGIHTTPConnection
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGIWebsocketConnection
 from quart_trio.wrappers import TrioRequest
 from werkzeug.exceptions import RequestEntityTooLarge
 
+from cador_trio.intake.http.negotiation import correlation_id
+from cador_trio.intake.http.respond import error_body
 from cador_trio.intake.http.stream import Stream
+from cador_trio.json_text import write
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +71,24 @@ class Connection(TrioASGIHTTPConnection):
             if isinstance(stream, Stream):
                 stream.close()
         nursery.cancel_scope.cancel("the request is answered")
+
+
+class NoWebSocket(TrioASGIWebsocketConnection):
+    """The handshake of a WebSocket, which nobody here speaks."""
+
+    async def __call__(self, _receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Answer it as any wrong request, and hang up."""
+        correlation = correlation_id(None)
+        error = write(error_body("there is no WebSocket here", "job states come as server-sent events", correlation))
+        head = {
+            "Content-Type": "application/json",
+            "Content-Length": str(len(error)),
+            "X-Correlation-ID": correlation,
+            "Connection": "close",
+        }
+        headers = [(name.encode(), value.encode()) for name, value in head.items()]
+        await send({"type": "websocket.http.response.start", "status": 400, "headers": headers})
+        await send({"type": "websocket.http.response.body", "body": error, "more_body": False})
 
 
 async def _receive_rest(request: QuartRequest) -> None:

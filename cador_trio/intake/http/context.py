@@ -14,7 +14,13 @@ from cador_trio.settings import Settings
 
 def links(settings: Settings) -> Links:
     """Links below our public base URL, else below the address that the caller used. Forwarded headers prove nothing."""
-    return Links(settings.public_url or f"{request.scheme}://{request.host}")
+    return Links(settings.public_url or f"{request.scheme}://{request.host or _own_address()}")
+
+
+def _own_address() -> str:
+    """Where the request came in, for a caller that named no host, or none that can be one."""
+    host, port = request.scope["server"] or ("localhost", None)
+    return (f"[{host}]" if ":" in host else host) + (f":{port}" if port else "")
 
 
 def forwarded_headers() -> Mapping[str, str]:

@@ -67,6 +67,13 @@ _STORAGE: Final[JsonObject] = {
         ),
         _object(["S3"], S3=_object(["url", "containerPath", "key", "secret"], url={"type": "string"}, **_CONTAINER)),
         _object(["GCS"], GCS=_object(["containerPath", "key", "secret"], **_CONTAINER)),
+        _object(
+            ["profile"],
+            "A destination that the operator has named; a path goes below its own.",
+            profile={"type": "string"},
+            containerPath={"type": "string"},
+            folder={"type": "string"},
+        ),
         {"type": "object", "maxProperties": 0},
         _NULL,
     ],

@@ -46,13 +46,13 @@ def without_body(response: Response) -> Response:
 # --- Errors ------------------------------------------------------------------------------------------------------
 
 
-def error_body(message: str, hint: str) -> JsonObject:
-    """The Error object of the Geo Process API."""
+def error_body(message: str, hint: str, correlation: str | None = None) -> JsonObject:
+    """The Error object of the Geo Process API, with the correlation id of the request at hand if none is given."""
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return {
         "message": public_text(message),
         "hint": public_text(hint),
-        "correlationId": g.get("correlation_id", ""),
+        "correlationId": g.correlation_id if correlation is None else correlation,
         "timestamp": now,
     }
 

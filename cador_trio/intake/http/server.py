@@ -19,7 +19,9 @@ from typing import Any, Final
 
 import structlog
 import trio
+from h11 import Request as RequestHead
 from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio import serve
 from quart_trio import QuartTrio
 
@@ -127,6 +129,17 @@ async def serve_http(  # noqa: ASYNC128 - hypercorn calls started()
         cutter_nursery.start_soon(_cut_stragglers, shutdown, address)
         await serve(app, config, shutdown_trigger=shutdown.wait, mode="asgi", task_status=task_status)
         cutter_nursery.cancel_scope.cancel("the listener is closed")
+
+
+async def _stay_with_http_1(_protocol: H11Protocol, _head: RequestHead) -> None:
+    """Ignore the wish for HTTP/2, which a server may (RFC 9110, 7.8).
+
+    Some clients ask for it in every first request (Java's own does), and hypercorn has no setting against it. Its
+    HTTP/2 can wait for ever, under a shield, for a client that has left, and the daemon would never end.
+    """
+
+
+H11Protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign, assignment]  # noqa: SLF001
 
 
 class _Config(Config):
