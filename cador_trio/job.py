@@ -64,6 +64,7 @@ class JobRequest:
         technical_metadata: the object as sent (`{}` if absent), for the echo.
         user_metadata: any JSON as sent (`{}` if absent), for the echo.
         task_id: `technicalMetadata.taskId` as sent, text or number; None if absent.
+        size: bytes of the request as it came; large ones are worked on in a thread.
     """
 
     inputs: JsonObject
@@ -74,6 +75,7 @@ class JobRequest:
     storage: StorageRequest | None
     wants_tags: bool
     referential: Referential | None
+    size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,6 +50,7 @@ class Order:
 
     Attributes:
         inputs: the payload, already checked.
+        size: bytes of the request that it came in.
         headers: for every call of this job.
         take_out_images: base64 images of a JSON answer are wanted as images, for a store.
         is_patient: wait while the algorithm is unreachable; else fail at once with AlgorithmUnreachable.
@@ -58,6 +59,7 @@ class Order:
     """
 
     inputs: JsonObject
+    size: int
     headers: dict[str, str]
     take_out_images: bool
     is_patient: bool

@@ -231,6 +231,7 @@ async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStac
     deadline = Deadline(record.accepted_at + house.job_timeout_seconds if job.door == "http" else math.inf)
     order = Order(
         inputs=plan.inputs,
+        size=job.request.size,
         headers=dict(job.forwarded),
         take_out_images=plan.destination is not None and house.store_inline_images,
         is_patient=job.is_patient,

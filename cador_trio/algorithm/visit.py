@@ -38,7 +38,7 @@ from cador_trio.errors import (
     CadorError,
 )
 from cador_trio.job import WHOLE_ANSWER, Answer, Image, Json, Output, Value
-from cador_trio.json_text import NotJson, read_answer, write
+from cador_trio.json_text import THREAD_BYTES, NotJson, read_answer, write, write_slices
 from cador_trio.order import Order
 from cador_trio.spool import Spool
 
@@ -102,9 +102,10 @@ class Visit:
             CadorError: each kind that the algorithm or the way to it can fail with.
         """
         execution = self._describe.execution
+        content = await _payload(self._order)
         self._order.on_running()
         headers = {"Content-Type": "application/json", **self._order.headers}
-        async with self._connection.send("POST", execution, headers, write(self._order.inputs)) as response:
+        async with self._connection.send("POST", execution, headers, content) as response:
             await _raise_for_status(response, follow_up=False)
             received = await self._receiver("the answer", is_image=self._describe.whole_answer_is_image).receive(
                 response, "", self._is_answer_wanted
@@ -298,6 +299,12 @@ def _status_link(received: Received, response: Response) -> str | None:
         with suppress(NotJson):
             body = read_answer(received.body.read_all())
     return dialect.status_link(body, response.headers)
+
+
+async def _payload(order: Order) -> bytes:
+    if order.size <= THREAD_BYTES:
+        return write(order.inputs)
+    return await trio.to_thread.run_sync(b"".join, write_slices(order.inputs))
 
 
 async def _raise_for_status(response: Response, *, follow_up: bool) -> None:

@@ -43,6 +43,7 @@ def decode_request(data: bytes, read_storage: ReadStorage) -> JobRequest:
         storage=read_storage(technical.get("outputStorage")),
         wants_tags=_wants_tags(technical),
         referential=_referential(technical.get("referential")),
+        size=len(data),
     )
 
 

@@ -6,6 +6,7 @@ job's visit at the algorithm, `Room.run` a whole job without a door.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -89,7 +90,9 @@ class Room:
     ) -> Order:
         """What the algorithm is asked; the deadline, if there is one, is the caller's to apply."""
         seen = seen or Seen()
+        size = len(json.dumps(inputs))
         return Order(
+            size=size,
             inputs=self.client.check_inputs(inputs),
             headers=dict(HEADERS),
             take_out_images=take_out,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import json
 from typing import Any
 
 import pytest
 
 from cador_trio.errors import AlgorithmBroken, RequestRefused, ResultTooLarge
 from cador_trio.job import WHOLE_ANSWER, Value
+from cador_trio.json_text import THREAD_BYTES
 from tests.contract.algorithm_peers import (
     KINDS,
     Kind,
@@ -71,6 +73,16 @@ async def test_images_of_an_object_are_taken_out_for_a_store(kind: Kind, request
         assert {image.media_type for image in answer.images()} == {"image/png"}
         assert list(answer.outputs) == list(direct)
         answer.close()
+        await room.check_nothing_is_left()
+
+
+async def test_a_large_payload_arrives_as_it_was_sent() -> None:
+    """One that is written in a thread, in slices, is the same JSON."""
+    inputs = {"image": "é" * THREAD_BYTES, "sigma": 0.5}
+    async with open_fake_algorithm() as fake, open_room(fake.url) as room:
+        await room.call(inputs)
+        (post,) = fake.seen("POST")
+        assert post.size == len(json.dumps(inputs, separators=(",", ":")))
         await room.check_nothing_is_left()
 
 

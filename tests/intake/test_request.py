@@ -71,6 +71,7 @@ def test_the_least_request() -> None:
         storage=None,
         wants_tags=False,
         referential=None,
+        size=len('{"image": "x"}'),
     )
 
 

@@ -14,7 +14,8 @@ from quart import Request
 from cador_trio.capacity import BytesReservation
 from cador_trio.errors import BodyTooLarge, CadorError, Conflict, NotFound, NotNow, RequestTimedOut
 from cador_trio.intake.request import ReadStorage, decode_request
-from cador_trio.job import Cancelled, EndReason, Failed, Job, JsonObject, Product, Succeeded
+from cador_trio.job import Cancelled, EndReason, Failed, Job, JobRequest, JsonObject, Product, Succeeded
+from cador_trio.json_text import THREAD_BYTES
 from cador_trio.observe.health import Health, Phase
 from cador_trio.registry import JobRecord
 from cador_trio.run_job import House, admit, run_job
@@ -104,10 +105,21 @@ async def read_body(request: Request, settings: Settings, reservation: BytesRese
 class Submission:
     """A job as its caller sent it. `headers` go along to the algorithm; `X-Correlation-ID` is one of them."""
 
-    body: bytes
+    request: JobRequest
     headers: Mapping[str, str]
     idempotency_key: str | None
     is_patient: bool
+
+
+async def decoded(body: bytes, door: Door) -> JobRequest:
+    """The request in a body; a large one is read in a thread.
+
+    Raises:
+        RequestRefused: not JSON, not the envelope, not a storage that can be.
+    """
+    if len(body) <= THREAD_BYTES:
+        return decode_request(body, door.read_storage)
+    return await trio.to_thread.run_sync(decode_request, body, door.read_storage)
 
 
 def submit(submission: Submission, door: Door, reservation: BytesReservation) -> JobRecord:
@@ -120,7 +132,7 @@ def submit(submission: Submission, door: Door, reservation: BytesReservation) ->
         NotNow: draining, or no place to wait.
         AlgorithmUnreachable: nobody to work on it.
     """
-    request = decode_request(submission.body, door.read_storage)
+    request = submission.request
     job = Job(
         job_id=uuid4(),
         door="http",

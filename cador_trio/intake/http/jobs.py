@@ -9,7 +9,16 @@ from quart import Response, request
 
 from cador_trio.errors import Conflict, RequestRefused
 from cador_trio.intake.http.context import forwarded_headers, links, query
-from cador_trio.intake.http.door import Door, Submission, product_of, read_body, submit, wait_end, wait_or_cancel
+from cador_trio.intake.http.door import (
+    Door,
+    Submission,
+    decoded,
+    product_of,
+    read_body,
+    submit,
+    wait_end,
+    wait_or_cancel,
+)
 from cador_trio.intake.http.events import events_response
 from cador_trio.intake.http.links import Links
 from cador_trio.intake.http.negotiation import (
@@ -97,10 +106,10 @@ class Jobs:
         with ExitStack() as waiting:
             reservation = self._door.house.capacity.reserve_bytes()
             waiting.callback(reservation.release)
-            body = await read_body(request, self._settings, reservation)
+            wanted = await decoded(await read_body(request, self._settings, reservation), self._door)
             if key is not None and (known := self._registry.by_idempotency_key(key)) is not None:
                 return known
-            record = submit(Submission(body, forwarded_headers(), key, is_patient), self._door, reservation)
+            record = submit(Submission(wanted, forwarded_headers(), key, is_patient), self._door, reservation)
             waiting.pop_all()
             return record
 
