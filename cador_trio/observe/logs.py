@@ -49,7 +49,6 @@ def set_up_logs(level: str, log_format: LogFormat) -> None:
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.PrintLoggerFactory(_STANDARD_ERROR),
-        cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(_STANDARD_ERROR)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))
