@@ -17,12 +17,15 @@ MAX_ERROR_TEXT = 2_000  # characters of an error text that leave the process (wi
 # From the scheme to the last @ of the authority: a password may hold one itself.
 _URL_USER_INFO = re.compile(r"://[^/\s\"'<>]*@")
 # `name=value` anywhere, and `"name": "value"`, in a JSON text inside a JSON text too; prose such as "token: can't be
-# read" is none. Possessive, so that a long word is looked at once.
+# read" is none. A value with another one behind its colon was a name itself, as in `secret= "token": "value"`.
+# Possessive, so that a long word is looked at once.
+_VALUE = r"""(?:"(?:\\.|[^"\\])*+"? | '(?:\\.|[^'\\])*+'? | \\+["'][^"']*+(?:["'])? | [^\s"'&,;}\]\\]++)"""
 _SECRET_PAIR = re.compile(
-    r"""(?ix)
-    (?<![\w-]) (?=[\w-]*?(?:secret|password|passwd|token|signature|credential|key|sig)) (?P<name>[\w-]++ \\*["']?)
+    rf"""(?ix)
+    (?<![\w-]) (?=[\w-]*?(?:secret|password|passwd|token|signature|credential|key|sig(?!n))) (?P<name>[\w-]++ \\*["']?)
     (?P<sep>\s*=\s* | \s*:\s*(?=\\*["']))
-    (?:"(?:\\.|[^"\\])*+"? | '(?:\\.|[^'\\])*+'? | \\+["'][^"']*+(?:["'])? | [^\s"'&,;}\]\\]+)
+    (?! (?:true|false) (?:[\s,;]|\.?$) )  # a switch's name may sound like a secret's
+    {_VALUE} (?: \s*+ [:=] \s*+ {_VALUE} )*+
     """
 )
 _BEARER = re.compile(r"(?i)\b(?P<scheme>bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from cador_trio import errors
@@ -42,6 +42,7 @@ REDACTED: Final = {
     "JSON member with an escaped quote": (r'{"key":"a\"hunter2","b":1}', '{"key":***,"b":1}'),
     "JSON in JSON": (r"{\"secret\":\"hunter2\",\"b\":1}", r"{\"secret\":***,\"b\":1}"),
     "Python's repr": ("{'password': 'hunter2'}", "{'password': ***}"),
+    "a pair instead of a value": ('secret= "token": "hunter2", a', "secret= ***, a"),
     "unterminated": ('"secret": "hunter2', '"secret": ***'),
 }
 KEPT: Final = {
@@ -50,6 +51,8 @@ KEPT: Final = {
     "a plain URL": "http://127.0.0.1:8080/api/v1/jobs?limit=5",
     "a mail address": "write to someone@example.org",
     "a wanted token": "a bearer token is needed",
+    "switches": "set CADOR_SELF_SIGNED=true or CADOR_ORDER_BY_KEY=false, or the key=true",
+    "what is not a signature": "CADOR_SIGNED=hunter2",
     "an equation": "bytes=100, limit=50",
 }
 
@@ -95,6 +98,7 @@ def test_a_secret_never_gets_through(before: str, carrier: str, secret: str, aft
 
 
 @given(st.integers(0, 900), carriers, secrets)
+@example(0, '"secret": "{}"', "hq700000000")  # the pair reads as the value of the empty `secret=` before it
 def test_no_secret_gets_through_where_a_text_is_cut(length: int, carrier: str, secret: str) -> None:
     """A long text is cut, and redacting makes it shorter: half a secret from the cut may come into view."""
     shrinking = f"secret={'x' * 892} " * 8 + f"secret={'x' * length} "
