@@ -40,13 +40,13 @@ from cador_trio.errors import CadorError, Conflict, SettingsError
 from cador_trio.intake.http.app import create_app
 from cador_trio.intake.http.door import Door
 from cador_trio.intake.http.server import Certificate, open_listener, renew_certificate, serve_http, server_tls
-from cador_trio.job import Answer, EndReason, Job, Json, JsonObject, Product, Referential
+from cador_trio.job import Answer, EndReason, Job, Json, JsonObject, Referential
 from cador_trio.observe.health import STUCK_SECONDS, Health, Phase
 from cador_trio.registry import Registry
 from cador_trio.results.georeference import georeference
 from cador_trio.results.inputs import input_references
 from cador_trio.results.tags import TagContext, build_tags
-from cador_trio.run_job import House
+from cador_trio.run_job import House, Untold
 from cador_trio.self_signed import use_self_signed
 from cador_trio.settings import Settings
 from cador_trio.spool import Spool, open_spool
@@ -149,7 +149,7 @@ async def serve(
             async with open_capacity(connections, _limits(settings)) as capacity, trio.open_nursery() as jobs:
                 watch.is_working = lambda: capacity.figures().in_use > 0
                 house = _house(settings, watch, store, spool, registry, capacity)
-                door = Door(settings, house, Documents(watch), check_storage, health, jobs, _now_ms)
+                door = Door(settings, house, Untold(), Documents(watch), check_storage, health, jobs, _now_ms)
                 url = _url(settings, listener)
                 http = _HttpService(door, listener, tls, ending)
                 await services.start(http.serve)
@@ -288,7 +288,6 @@ def _house(  # noqa: PLR0913, PLR0917 - an introduction of everybody to each oth
         algorithm=AlgorithmClient(means),
         store=store,
         results=_Results(settings),
-        publisher=_NoTopics(),
         spool=spool,
         registry=registry,
         capacity=capacity,
@@ -322,15 +321,6 @@ class _Results:
             referenced=job.request.referential is not None,
         )
         return build_tags(answer, context)
-
-
-class _NoTopics:
-    """Nobody is told: REST callers fetch their results themselves."""
-
-    takes_tags = False
-
-    async def publish(self, job: Job, product: Product, tags: Sequence[JsonObject]) -> None:
-        """Nothing to do."""
 
 
 def _server_tls(settings: Settings) -> ssl.SSLContext | None:

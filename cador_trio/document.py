@@ -17,12 +17,12 @@ LinkOf = Callable[[Result], JsonObject]
 def pieces(product: Product, link_of: LinkOf) -> Iterator[Piece]:
     """`{<output>: <value>, …}`, or the one value of a whole answer.
 
-    An image in a store is its reference; one that we hold is what `link_of` says. A whole answer that is one image in a
-    store is `{"output": reference}` (wire contract, 3.2).
+    What is in a store is its reference; an image that we hold is what `link_of` says. A whole answer that is in a store
+    is `{"output": reference}` (wire contract, 3.2).
     """
     if product.whole:
         (only,) = product.results
-        if only.encoding != "none":
+        if only.encoding != "none" and only.reference is None:
             yield _value(only, link_of)
             return
     opening = b"{"

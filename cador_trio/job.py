@@ -85,6 +85,8 @@ class Job:
     `job_id` is ours (in URLs); `task_name` is what messages and object names use: the request's task id, else the job
     id. `received_at` is epoch milliseconds. `forwarded` are headers for every call of this job to the algorithm. A job
     `is_patient` unless somebody holds a connection open for it: it waits while the algorithm is unreachable.
+    `traceparent` is the W3C trace context that it came with. `attempt` counts its deliveries: 1, or more after a
+    process that had begun it died.
     """
 
     job_id: UUID
@@ -94,6 +96,8 @@ class Job:
     received_at: int
     forwarded: Mapping[str, str] = field(default_factory=dict)
     is_patient: bool = True
+    traceparent: str | None = None
+    attempt: int = 1
 
     @property
     def task_id(self) -> str | int | float:
@@ -109,6 +113,14 @@ class Job:
         """What history keeps of it: who and when, but no pixels, no metadata, no credentials."""
         bare = replace(self.request, inputs={}, technical_metadata={}, user_metadata=None, storage=None)
         return replace(self, request=bare)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """A try at the algorithm that failed: when (epoch milliseconds), and how."""
+
+    at: int
+    error: str
 
 
 # --- What comes back ---------------------------------------------------------------------------------------------
@@ -304,6 +316,17 @@ class Product:
     def size(self) -> int:
         """Bytes in the spool."""
         return sum(result.body.size for result in self.results if result.body is not None)
+
+    def stored(self, result: Result, reference: JsonObject) -> Product:
+        """The same with this result in a store."""
+        moved = replace(result, body=None, reference=reference)
+        outputs = {
+            name: tuple(moved if item is result else item for item in output)
+            if isinstance(output, tuple)
+            else (moved if output is result else output)
+            for name, output in self.outputs.items()
+        }
+        return Product(outputs, self.whole)
 
     def without(self, gone: Result) -> Product:
         """The same without one result."""

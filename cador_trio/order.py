@@ -56,6 +56,7 @@ class Order:
         is_patient: wait while the algorithm is unreachable; else fail at once with AlgorithmUnreachable.
         on_running: called when the request goes out.
         on_progress: called with 0 to 100.
+        on_attempt_failed: called with each failure that another attempt follows.
     """
 
     inputs: JsonObject
@@ -66,3 +67,4 @@ class Order:
     deadline: Deadline
     on_running: Callable[[], None]
     on_progress: Callable[[int], None]
+    on_attempt_failed: Callable[[CadorError], None] = lambda _: None

@@ -12,8 +12,19 @@ from uuid import UUID
 
 import trio
 
-from cador_trio.errors import Conflict, NotFound
-from cador_trio.job import LEGAL_MOVES, EndReason, GivenBack, Job, JobState, Outcome, Product, Result, Succeeded
+from cador_trio.errors import CadorError, Conflict, NotFound
+from cador_trio.job import (
+    LEGAL_MOVES,
+    Attempt,
+    EndReason,
+    GivenBack,
+    Job,
+    JobState,
+    Outcome,
+    Product,
+    Result,
+    Succeeded,
+)
 
 EXPIRY_CHECK_SECONDS = 10.0  # how late an expired job may go
 LEAST_EXPIRY_CHECK_SECONDS = 1.0  # a history of milliseconds is no reason to wake up all the time
@@ -33,6 +44,9 @@ class JobRecord:
         self.started_at: int | None = None
         self.end_reason: EndReason | None = None
         self.ended = trio.Event()
+        self.failed_attempts: list[Attempt] = []
+        # Called at every change of state or progress, in the task that makes it; must neither wait nor fail.
+        self.on_change: Callable[[JobRecord], None] = lambda _: None
         self._now_ms = now_ms
         self._changed = trio.Event()
         self.readers = 0  # callers that wait for the results
@@ -92,6 +106,10 @@ class JobRecord:
             self.progress = percent
             self._touch()
 
+    def note_attempt(self, error: CadorError) -> None:
+        """A try at the algorithm has failed; another one follows."""
+        self.failed_attempts.append(Attempt(self._now_ms(), error.message))
+
     def end(self, outcome: Outcome) -> None:
         """The job's one end. Its payload is let go of."""
         if self.ended.is_set():
@@ -123,6 +141,7 @@ class JobRecord:
         self.modified_at = max(self.modified_at, self._now_ms())
         self._changed.set()
         self._changed = trio.Event()
+        self.on_change(self)
 
 
 class Registry:

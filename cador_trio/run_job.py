@@ -3,7 +3,8 @@
     admit → call the algorithm → georeference → store → tags → publish → settle
             └── holds a slot ──┘                          └ point of no return: then settle always runs
 
-Tags come after the store because they name the stored objects. Knows no edge library. A job's life is one cancel scope
+Tags come after the store because they name the stored objects. A job that fails or is cancelled is published and
+settled too. Knows no edge library. A job's life is one cancel scope
 with a reason, so that its five ends need no bookkeeping. What goes wrong ends this job alone, as a `Failed` that says
 who must act.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, TypeVar
 
 import structlog
@@ -25,6 +26,7 @@ from cador_trio.errors import (
     CadorError,
     DeadlinePassed,
     ResultRefused,
+    ResultTooLarge,
     SpoolFull,
     StoreTimedOut,
 )
@@ -120,17 +122,41 @@ class Results(Protocol):
 
 
 class Publisher(Protocol):
-    """Who is told of a finished job."""
+    """Who is told how a job ended; its door's."""
 
     @property
     def takes_tags(self) -> bool:
         """Is there anywhere for tags to go?"""
 
-    async def publish(self, job: Job, product: Product, tags: Sequence[JsonObject]) -> None:
-        """Make the job's messages visible, all or none. Raises CadorError.
+    @property
+    def message_limit(self) -> int:
+        """Bytes that the output message may have."""
 
-        Past the point of no return: it is not cancelled, retries rather than gives up, and sees to its own end.
+    def message_size(self, job: Job, product: Product, /) -> int:
+        """Bytes of the output message for this product; 0 if there is none."""
+
+    async def publish(self, record: JobRecord, outcome: Outcome, tags: Sequence[JsonObject], /) -> Outcome:
+        """Make all that a job's end entails visible, all or none; the outcome that stands.
+
+        Another one than given: `GivenBack`, if what ran the job lost it meanwhile, or `Failed`, if the messages can't
+        be sent as they are. Past the point of no return: it is not cancelled, retries rather than gives up, and sees to
+        its own end.
         """
+
+
+class Untold:
+    """The publisher of jobs that nobody is told of: callers fetch their results themselves."""
+
+    takes_tags = False
+    message_limit = 0
+
+    def message_size(self, _job: Job, _product: Product, /) -> int:
+        """There is no message."""
+        return 0
+
+    async def publish(self, _record: JobRecord, outcome: Outcome, _tags: Sequence[JsonObject], /) -> Outcome:
+        """Nothing to do."""
+        return outcome
 
 
 @dataclass(frozen=True)
@@ -140,7 +166,6 @@ class House:
     algorithm: Algorithm
     store: Store
     results: Results
-    publisher: Publisher
     spool: Spool
     registry: Registry
     capacity: Capacity[Any]
@@ -176,52 +201,90 @@ def admit(request: JobRequest, task_name: str, house: House) -> Plan:
     return Plan(inputs, destination)
 
 
-async def run_job(record: JobRecord, plan: Plan, house: House) -> None:
+@dataclass
+class _Trail:
+    """What a job leaves with its neighbours, for settling: its answer, and what of it is stored."""
+
+    answer: Answer = field(default_factory=lambda: Answer({}))
+    stored: dict[str, StoredObject] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a job came to, before anyone is told."""
+
+    outcome: Outcome
+    tags: Sequence[JsonObject] = ()
+
+
+async def run_job(record: JobRecord, plan: Plan, house: House, publisher: Publisher) -> None:
     """Run an accepted job to its one end, recorded in the registry. Raises nothing but Cancelled."""
     with structlog.contextvars.bound_contextvars(
         job_id=str(record.job.job_id), task_id=record.job.task_name, correlation_id=record.job.correlation_id
     ):
+        trail = _Trail()
+        async with AsyncExitStack() as held:
+            try:
+                work = await _worked(record, plan, house, publisher, held, trail)
+            except trio.Cancelled:  # from outside: the whole daemon goes down
+                _end(record, _cut_short(record), house)
+                raise
+            outcome = await _published(record, work, publisher)
+            await _settle(trail, outcome, record.job, house)
+            _end(record, outcome, house)
+
+
+async def _worked(  # noqa: PLR0913, PLR0917 - the whole house, and what this job holds and leaves
+    record: JobRecord, plan: Plan, house: House, publisher: Publisher, held: AsyncExitStack, trail: _Trail
+) -> _Work:
+    """All up to the point of no return, with that passed."""
+    with trio.CancelScope() as life:
+        record.attach(life)
         try:
-            with trio.CancelScope() as life:
-                record.attach(life)
-                outcome = await _outcome(record, plan, house)
-            if life.cancelled_caught:
-                outcome = _cut_short(record)
-        except trio.Cancelled:  # from outside: the whole daemon goes down
-            _end(record, _cut_short(record), house)
-            raise
-        _end(record, outcome, house)
+            return await _made(record, plan, house, publisher, held, trail)
+        except CadorError as error:
+            failure = error.again()  # history is no place for tracebacks and what hangs on them
+        except Exception:
+            log.exception("a job failed for a reason that nobody thought of")
+            failure = CadorError("unexpected error in the sidecar", hint="its log has the details")
+        await trio.lowlevel.checkpoint_if_cancelled()  # whoever was told that it is cancelled was told the truth
+        record.seal()
+        return _Work(Failed(failure))
+    record.seal()
+    return _Work(_cut_short(record))
 
 
-async def _outcome(record: JobRecord, plan: Plan, house: House) -> Outcome:
-    try:
-        return Succeeded(await _make(record, plan, house))
-    except CadorError as error:
-        return Failed(error.again())  # history is no place for tracebacks and what hangs on them
-    except Exception:
-        log.exception("a job failed for a reason that nobody thought of")
-        return Failed(CadorError("unexpected error in the sidecar", hint="its log has the details"))
-
-
-async def _make(record: JobRecord, plan: Plan, house: House) -> Product:
+async def _made(  # noqa: PLR0913, PLR0917 - as above
+    record: JobRecord, plan: Plan, house: House, publisher: Publisher, held: AsyncExitStack, trail: _Trail
+) -> _Work:
     job = record.job
-    async with AsyncExitStack() as held:
-        answer = await _call(record, plan, house, held)
-        with ExitStack() as bodies:
-            bodies.callback(answer.close)
-            _check_names(answer)
-            answer = await _georeferenced(answer, job.request.referential, house)
-            stored = await _stored(answer, plan, house)
-            tags = await _tags(answer, stored, job, house)
-            product = await _packed(answer, stored, house.spool)
-            bodies.callback(product.close)
-            await trio.lowlevel.checkpoint_if_cancelled()  # whoever was told that it is cancelled was told the truth
-            record.seal()
-            with trio.CancelScope(shield=True):
-                await house.publisher.publish(job, product, tags)
-            bodies.pop_all()
-            await _settle(answer, stored, job, house)
-            return product
+    answer = await _call(record, plan, house, held)
+    trail.answer = answer
+    with ExitStack() as bodies:
+        bodies.callback(answer.close)
+        _check_names(answer)
+        answer = await _georeferenced(answer, job.request.referential, house)
+        trail.stored = await _stored(answer, plan, house)
+        product = await _packed(answer, trail.stored, house.spool)
+        bodies.callback(product.close)
+        product = await _fitted(product, plan, job, house, publisher)
+        tags = await _tags(answer, product, job, house, publisher)
+        await trio.lowlevel.checkpoint_if_cancelled()  # see above
+        record.seal()
+        bodies.pop_all()
+        return _Work(Succeeded(product), tags)
+
+
+async def _published(record: JobRecord, work: _Work, publisher: Publisher) -> Outcome:
+    try:
+        with trio.CancelScope(shield=True):
+            outcome = await publisher.publish(record, work.outcome, work.tags)
+    except Exception:
+        log.exception("a job's end can't be told for a reason that nobody thought of")
+        outcome = Failed(CadorError("unexpected error in the sidecar", hint="its log has the details"))
+    if isinstance(work.outcome, Succeeded) and not isinstance(outcome, Succeeded):
+        work.outcome.product.close()
+    return outcome
 
 
 async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStack) -> Answer:
@@ -238,6 +301,7 @@ async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStac
         deadline=deadline,
         on_running=record.run,
         on_progress=record.report_progress,
+        on_attempt_failed=record.note_attempt,
     )
     answer = None
     doing = "an earlier job with its task id ran"
@@ -348,11 +412,11 @@ async def _store_all(
         raise failures[0]
 
 
-async def _tags(answer: Answer, stored: dict[str, StoredObject], job: Job, house: House) -> Sequence[JsonObject]:
-    if not job.request.wants_tags or not house.publisher.takes_tags:
+async def _tags(answer: Answer, product: Product, job: Job, house: House, publisher: Publisher) -> Sequence[JsonObject]:
+    if not job.request.wants_tags or not publisher.takes_tags:
         return ()
     algorithm = house.algorithm
-    references = [stored_object.reference for stored_object in stored.values()]
+    references = [result.reference for result in product.results if result.reference is not None]
     return await _in_thread_if_large(
         answer.size,
         lambda: house.results.tags(
@@ -378,13 +442,44 @@ async def _packed(answer: Answer, stored: dict[str, StoredObject], spool: Spool)
     return Product(outputs, whole=answer.whole)
 
 
-async def _settle(answer: Answer, stored: dict[str, StoredObject], job: Job, house: House) -> None:
-    """Let go of what is safe elsewhere. The job is done whatever happens here."""
-    for image in answer.images():
-        if image.result_id in stored:
+async def _fitted(product: Product, plan: Plan, job: Job, house: House, publisher: Publisher) -> Product:
+    """JSON results that are too large for the output message go to the store, the largest first."""
+    size, limit = publisher.message_size(job, product), publisher.message_limit
+    if size <= limit:
+        return product
+    largest_first = sorted(product.results, key=lambda result: result.body.size if result.body else 0, reverse=True)
+    for result in largest_first:
+        if plan.destination is None or result.body is None or result.encoding == "none":
+            break
+        product = product.stored(result, await _put_json(result, result.body, plan.destination, house))
+        if publisher.message_size(job, product) <= limit:
+            return product
+    raise ResultTooLarge(
+        f"the output message would have {size} bytes, more than the limit of {limit} bytes",
+        hint="ask for outputStorage, so that large results are stored; CADOR_INLINE_RESULT_LIMIT sets the limit",
+    )
+
+
+async def _put_json(result: Result, body: Body, destination: Destination, house: House) -> JsonObject:
+    try:
+        with trio.fail_after(house.store_timeout_seconds):
+            stored = await house.store.put(destination, Image(result.output, result.index, "application/json", body))
+    except trio.TooSlowError:
+        raise StoreTimedOut(
+            f"storing took longer than {house.store_timeout_seconds:g} s",
+            hint="CADOR_STORE_TIMEOUT_SECONDS sets the limit",
+        ) from None
+    body.close()
+    return stored.reference
+
+
+async def _settle(trail: _Trail, outcome: Outcome, job: Job, house: House) -> None:
+    """Let go of what is safe elsewhere, or wanted by nobody. The job is done whatever happens here."""
+    for image in trail.answer.images():
+        if image.result_id in trail.stored:
             image.body.close()
-    if answer.leftovers:
-        await _forget(answer.leftovers, dict(job.forwarded), house.algorithm)
+    if trail.answer.leftovers and not isinstance(outcome, Failed):  # what could not be stored is safe with nobody else
+        await _forget(trail.answer.leftovers, dict(job.forwarded), house.algorithm)
 
 
 async def _forget(leftovers: Sequence[str], headers: dict[str, str], algorithm: Algorithm) -> None:

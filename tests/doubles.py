@@ -25,11 +25,13 @@ from cador_trio.job import (
     JobState,
     Json,
     JsonObject,
+    Outcome,
     Output,
     Product,
     Referential,
     StorageRequest,
     StoredObject,
+    Succeeded,
     Value,
 )
 from cador_trio.order import Deadline, Order
@@ -187,19 +189,28 @@ class MemoryResults:
 
 
 class MemoryPublisher:
-    """Remembers what it was given."""
+    """Remembers what it was told; the halt and the error are for successes."""
 
     def __init__(self) -> None:
         self.takes_tags = True
+        self.message_limit = 10_000_000
         self.halt = Halt()
         self.error: Exception | None = None
+        self.verdict: Outcome | None = None
         self.published: list[tuple[Job, Product, Sequence[JsonObject]]] = []
+        self.told: list[tuple[Job, Outcome]] = []
 
-    async def publish(self, job: Job, product: Product, tags: Sequence[JsonObject]) -> None:
-        await self.halt.pass_by()
-        if self.error is not None:
-            raise self.error
-        self.published.append((job, product, tags))
+    def message_size(self, job: Job, product: Product) -> int:
+        return product.size
+
+    async def publish(self, record: JobRecord, outcome: Outcome, tags: Sequence[JsonObject]) -> Outcome:
+        self.told.append((record.job, outcome))
+        if isinstance(outcome, Succeeded):
+            await self.halt.pass_by()
+            if self.error is not None:
+                raise self.error
+            self.published.append((record.job, outcome.product, tags))
+        return self.verdict or outcome
 
 
 @dataclass
@@ -223,7 +234,7 @@ class Street:
         record = self.registry.add(job)
         self.states[job.job_id] = [record.state]
         self.jobs_nursery.start_soon(self._watch, record)
-        self.jobs_nursery.start_soon(run_job, record, plan, self.house)
+        self.jobs_nursery.start_soon(run_job, record, plan, self.house, self.publisher)
         return record
 
     async def run(self, job: Job) -> JobRecord:
@@ -274,7 +285,6 @@ async def open_street(  # noqa: PLR0913 - all by name, all with a default
             algorithm=algorithm,
             store=store,
             results=results,
-            publisher=publisher,
             spool=spool,
             registry=registry,
             capacity=capacity,

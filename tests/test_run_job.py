@@ -24,6 +24,7 @@ from cador_trio.errors import (
     DeadlinePassed,
     RequestRefused,
     ResultRefused,
+    ResultTooLarge,
     SpoolFull,
     StoreFailed,
     StoreTimedOut,
@@ -366,6 +367,8 @@ async def test_each_end_at_each_moment_leaves_one_terminal_state_and_nothing_els
     # Each job that has succeeded was published once, and no other.
     done = [known.job.job_id for known in (record, *others) if known.state is JobState.SUCCEEDED]
     assert sorted(job.job_id for job, _, _ in street.publisher.published) == sorted(done)
+    # Each was told its end, whatever it was.
+    assert [outcome for job, outcome in street.publisher.told if job.job_id == record.job.job_id] == [record.outcome]
     assert_nothing_is_held(street)
     assert (await street.run(make_job(task_id="t"))).state is JobState.SUCCEEDED
 
@@ -617,6 +620,8 @@ def fail_at(street: Street, place: str, error: Exception) -> None:
             street.store.error = error
         case "tags":
             street.results.tags_error = error
+        case "publish" if isinstance(error, CadorError):
+            street.publisher.verdict = Failed(error)
         case "publish":
             street.publisher.error = error
 
@@ -654,6 +659,54 @@ async def test_an_error_that_says_who_must_act_is_the_jobs(
     error = error_of(record)
     assert (error.message, error.hint, error.http_status) == ("no water here", "look elsewhere", 500)
     assert (len(street.store.puts) == 2) is (place in {"tags", "publish"})
+    assert_nothing_is_held(street)
+
+
+async def test_json_that_is_too_large_for_its_message_goes_to_the_store(
+    street: Street, autojump_clock: MockClock
+) -> None:
+    """The largest first, and no more than must; what is stored is a reference everywhere, in the tags too."""
+    street.algorithm.answer = lambda: Answer({name: Value("x" * size) for name, size in SIZES.items()})
+    street.publisher.message_limit = 150
+    record = await street.run(make_job(task_id="t", stores=True, wants_tags=True))
+    product = product_of(record)
+    assert street.store.objects == {"t_large": b'"' + b"x" * 200 + b'"'}
+    references = {result.result_id: result.reference for result in product.results}
+    assert references == {"small": None, "large": {"objectId": "t_large"}, "middle": None}
+    ((_, stored),) = street.results.tagged
+    assert stored == [{"objectId": "t_large"}]
+    assert product.size == 114  # of what is left, quotes included
+    assert_nothing_is_held(street)
+
+
+SIZES: Final = {"small": 10, "large": 200, "middle": 100}
+
+
+@pytest.mark.parametrize(("stores", "limit"), [(False, 150), (True, -1)])
+async def test_what_fits_no_message_fails_with_both_sizes(
+    street: Street, autojump_clock: MockClock, stores: bool, limit: int
+) -> None:
+    """Nowhere to store it, or too large though all of it is stored: FAILED, and nothing is held."""
+    street.algorithm.answer = lambda: Answer({name: Value("x" * size) for name, size in SIZES.items()})
+    street.publisher.message_limit = limit
+    error = error_of(await street.run(make_job(stores=stores)))
+    assert isinstance(error, ResultTooLarge)
+    assert "316 bytes" in error.message
+    assert f"{limit} bytes" in error.message
+    assert_nothing_is_held(street)
+
+
+async def test_results_of_a_job_that_is_given_back_at_the_last_moment_are_let_go_of(
+    street: Street, autojump_clock: MockClock
+) -> None:
+    """Its next owner makes them again: they are wanted neither here nor on the algorithm."""
+    street.algorithm.images = TWO_IMAGES
+    street.algorithm.leftovers = ["http://algorithm/results/1"]
+    street.publisher.verdict = GivenBack(EndReason.REVOKED)
+    record = await street.run(make_job(door="kafka"))
+    assert outcome_of(record) == GivenBack(EndReason.REVOKED)
+    assert street.algorithm.forgotten == ["http://algorithm/results/1"]
+    assert record not in street.registry.newest_first()
     assert_nothing_is_held(street)
 
 

@@ -88,6 +88,7 @@ class AlgorithmClient:
                 log.warning(
                     "the algorithm failed in a way that a retry can cure", reason=error.message, attempt=attempts
                 )
+                order.on_attempt_failed(error)
                 await pauses.sleep(error.retry_after)
             except AlgorithmBroken:
                 # Whoever lies about its length may have more of it on the line; the next job must not read that.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,11 +27,11 @@ from cador_trio.algorithm.visit import Means
 from cador_trio.algorithm.watch import PARALLEL_REQUESTS, Watch
 from cador_trio.capacity import Capacity, Limits, open_capacity
 from cador_trio.intake.request import decode_request
-from cador_trio.job import Answer, Job, JsonObject, Outcome, Product
+from cador_trio.job import Answer, Job, JsonObject, Outcome
 from cador_trio.json_text import write
 from cador_trio.order import Deadline, Order
 from cador_trio.registry import Registry
-from cador_trio.run_job import House, admit, run_job
+from cador_trio.run_job import House, Untold, admit, run_job
 from cador_trio.settings import Settings
 from cador_trio.spool import Spool, open_spool
 from cador_trio.storage.destinations import check_storage
@@ -114,7 +114,7 @@ class Room:
         job = Job(uuid4(), "http", request, "c-42", 0, HEADERS, is_patient)
         plan = admit(request, job.task_name, self.house)
         record = self.house.registry.add(job)
-        await run_job(record, plan, self.house)
+        await run_job(record, plan, self.house, Untold())
         assert record.outcome is not None
         return record.outcome
 
@@ -173,7 +173,6 @@ def _house(settings: Settings, watcher: Watch, spool: Spool, capacity: Capacity[
         algorithm=AlgorithmClient(Means(watch=watcher, spool=spool, limits=sizes, max_attempts=settings.max_attempts)),
         store=unused,
         results=unused,
-        publisher=_Nobody(),
         spool=spool,
         registry=Registry(history=10, history_seconds=BACKSTOP, history_bytes=0, now_ms=lambda: 0),
         capacity=capacity,
@@ -181,13 +180,6 @@ def _house(settings: Settings, watcher: Watch, spool: Spool, capacity: Capacity[
         store_timeout_seconds=BACKSTOP,
         store_inline_images=True,
     )
-
-
-class _Nobody:
-    takes_tags = False
-
-    async def publish(self, job: Job, product: Product, tags: Sequence[JsonObject]) -> None:
-        """Nobody is told."""
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cador_trio.daemon import _NoTopics
 from cador_trio.intake.http.events import KEEP_ALIVE_SECONDS, Events
 from cador_trio.intake.request import decode_request
-from cador_trio.job import Cancelled, EndReason, GivenBack, Job
+from cador_trio.job import Cancelled, EndReason, GivenBack, Job, Outcome
 from cador_trio.registry import JobRecord
+from cador_trio.run_job import Untold
 from tests.intake.running import JOB, check_error, end_one_job, events_of, open_daemon, start_job, wait_end_of
 from tests.peers.fake_algorithm import (
     Answer,
@@ -222,11 +222,12 @@ async def test_past_the_point_of_no_return(client: httpx.AsyncClient, monkeypatc
     """A job whose outcome is on its way can't be cancelled: 409 with its state, and it succeeds."""
     publishing, published = trio.Event(), trio.Event()
 
-    async def publish(*_: object) -> None:
+    async def publish(_: Untold, _record: object, outcome: Outcome, _tags: object) -> Outcome:
         publishing.set()
         await published.wait()
+        return outcome
 
-    monkeypatch.setattr(_NoTopics, "publish", publish)
+    monkeypatch.setattr(Untold, "publish", publish)
     job_id = await start_job(client)
     await publishing.wait()
     assert "RUNNING" in check_error(await client.delete(f"/jobs/{job_id}"), 409)["message"]

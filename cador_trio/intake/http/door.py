@@ -18,7 +18,7 @@ from cador_trio.job import Cancelled, EndReason, Failed, Job, JobRequest, JsonOb
 from cador_trio.json_text import THREAD_BYTES
 from cador_trio.observe.health import Health, Phase
 from cador_trio.registry import JobRecord
-from cador_trio.run_job import House, admit, run_job
+from cador_trio.run_job import House, Publisher, admit, run_job
 from cador_trio.settings import Settings
 
 BODY_IDLE_SECONDS: Final = 60.0  # between two pieces of a request body
@@ -69,6 +69,7 @@ class Door:
 
     settings: Settings
     house: House
+    publisher: Publisher
     documents: AlgorithmDocuments
     read_storage: ReadStorage
     health: Health
@@ -148,7 +149,7 @@ def submit(submission: Submission, door: Door, reservation: BytesReservation) ->
     reservation.take_place()
     record = door.house.registry.add(job, submission.idempotency_key)
     record.leave_queue = reservation.release
-    door.jobs_nursery.start_soon(run_job, record, plan, door.house)
+    door.jobs_nursery.start_soon(run_job, record, plan, door.house, door.publisher)
     return record
 
 
