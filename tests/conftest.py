@@ -11,7 +11,7 @@ from hypothesis import settings
 settings.register_profile("cador-trio", deadline=None)
 settings.load_profile("cador-trio")
 
-pytest_plugins = ["tests.peers.object_store_fixtures", "tests.peers.pesto_fixtures"]
+pytest_plugins = ["tests.peers.kafka_fixtures", "tests.peers.object_store_fixtures", "tests.peers.pesto_fixtures"]
 
 
 @pytest.fixture(autouse=True)
