@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +20,19 @@ from cador_trio.algorithm.watch import Watch
 from cador_trio.errors import CadorError, SettingsError
 from cador_trio.intake.http.server import Certificate, open_listener, server_tls
 from cador_trio.job import StorageRequest
+from cador_trio.kafka.cluster import (
+    Cluster,
+    Place,
+    Topic,
+    by_client,
+    guarantee,
+    look_closely,
+    may_join_group,
+    places,
+    try_transactions,
+    verify_properties,
+)
+from cador_trio.kafka.effects import Role
 from cador_trio.settings import Settings
 from cador_trio.storage.setup import open_store
 from cador_trio.storage.store import Store
@@ -38,7 +52,9 @@ class Finding:
 
 
 async def check_neighbours(settings: Settings, profiles: Sequence[str] = ()) -> list[Finding]:
-    """Try the algorithm, the folders, these storage profiles, the certificate and the port; nothing is left behind.
+    """Try the algorithm, the folders, these storage profiles, Kafka, the certificate and the port.
+
+    Nothing is left behind, but a transactional id that expires by itself.
 
     Raises:
         SettingsError: a file that a setting names is no use.
@@ -47,6 +63,7 @@ async def check_neighbours(settings: Settings, profiles: Sequence[str] = ()) -> 
         await _algorithm(settings),
         *_folders(settings),
         *await _profiles(settings, profiles),
+        *await _kafka(settings),
         *_certificate(settings),
         _port(settings),
     ]
@@ -109,6 +126,94 @@ async def _profile(store: Store, name: str) -> Finding:
     except trio.TooSlowError:
         return Finding(is_good=False, text=f"{where}: no answer within {PROFILE_SECONDS:g} s")
     return Finding(is_good=True, text=f"{where}: an object was written, read back and deleted")
+
+
+async def _kafka(settings: Settings) -> list[Finding]:
+    """Every cluster and topic, the group, transactions, and which guarantee follows; each within its time."""
+    if not settings.has_kafka:
+        return [Finding(is_good=True, text="Kafka: off (KAFKA_BROKERS_REQUEST names no brokers)")]
+    verify_properties(settings)
+    findings: list[Finding] = []
+    cluster_ids: dict[str, str] = {}
+    for (brokers, as_consumer), there in by_client(places(settings)).items():
+        try:
+            cluster = await _look(settings, brokers, there, as_consumer=as_consumer)
+        except CadorError as error:
+            if _failed(error) not in findings:  # two users, one broker that is away
+                findings.append(_failed(error))
+            continue
+        cluster_ids[brokers] = cluster.cluster_id
+        findings += [_topic(place, cluster.topics[place.topic], settings) for place in there]
+    if settings.kafka_brokers_request not in cluster_ids:
+        return findings
+    transactions = await _transactions(settings)
+    return [*findings, await _group(settings), *transactions, _delivery(settings, cluster_ids, transactions)]
+
+
+async def _look(settings: Settings, brokers: str, there: Sequence[Place], *, as_consumer: bool) -> Cluster:
+    ask = partial(
+        look_closely,
+        settings,
+        brokers,
+        {place.topic for place in there},
+        seconds=settings.kafka_timeout_seconds,
+        as_consumer=as_consumer,
+    )
+    return await trio.to_thread.run_sync(ask)
+
+
+def _topic(place: Place, topic: Topic, settings: Settings) -> Finding:
+    where = f"Kafka: {place} at {place.brokers}"
+    if topic.problem:
+        return Finding(is_good=False, text=f"{where}: {topic.problem} ({place.variable})")
+    if topic.rights is not None and place.needed_right not in topic.rights:
+        return Finding(is_good=False, text=f"{where}: no right to {place.needed_right} ({place.variable})")
+    right = f"{place.needed_right} allowed" if topic.rights is not None else "rights not known"
+    limit = topic.largest_message
+    size = f"messages up to {limit} bytes" if limit is not None else "largest message not known"
+    if place.role is Role.OUTPUT and limit is not None and limit < settings.inline_result_limit:
+        text = f"{where}: {size}, fewer than CADOR_INLINE_RESULT_LIMIT ({settings.inline_result_limit})"
+        return Finding(is_good=False, text=f"{text}: lower that, or raise max.message.bytes of the topic")
+    count = f"{topic.partitions} partition{'' if topic.partitions == 1 else 's'}"
+    return Finding(is_good=True, text=f"{where}: {count}, {right}, {size}")
+
+
+async def _group(settings: Settings) -> Finding:
+    where = f"Kafka: consumer group {settings.kafka_consumer_group}"
+    ask = partial(may_join_group, settings, seconds=settings.kafka_timeout_seconds)
+    match await trio.to_thread.run_sync(ask):
+        case None:
+            return Finding(is_good=True, text=f"{where}: rights not known")
+        case False:
+            return Finding(is_good=False, text=f"{where}: no right to READ (KAFKA_CONSUMER_GROUP)")
+        case _:
+            return Finding(is_good=True, text=f"{where}: READ allowed")
+
+
+async def _transactions(settings: Settings) -> list[Finding]:
+    if settings.delivery == "at-least-once":
+        return []
+    try:
+        await trio.to_thread.run_sync(partial(try_transactions, settings, seconds=settings.kafka_timeout_seconds))
+    except CadorError as error:
+        return [_failed(error)]
+    return [Finding(is_good=True, text="Kafka: transactions: the brokers take our transactional id")]
+
+
+def _delivery(settings: Settings, cluster_ids: dict[str, str], transactions: Sequence[Finding]) -> Finding:
+    if not cluster_ids.keys() >= {place.brokers for place in places(settings)}:
+        return Finding(is_good=False, text="Kafka: delivery: not known, since not every cluster has answered")
+    if not all(finding.is_good for finding in transactions):
+        return Finding(is_good=False, text="Kafka: delivery: none, since there are no transactions (CADOR_DELIVERY)")
+    try:
+        return Finding(is_good=True, text=f"Kafka: delivery: {guarantee(settings, cluster_ids).sentence}")
+    except SettingsError as error:
+        return _failed(error)
+
+
+def _failed(error: CadorError) -> Finding:
+    hint = f" ({error.hint})" if error.hint else ""
+    return Finding(is_good=False, text=f"{error.message}{hint}")
 
 
 def _certificate(settings: Settings) -> list[Finding]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import structlog
@@ -91,6 +91,105 @@ def demo(keep: bool, output: Path | None) -> None:
     from cador_trio.commands.demo import run_demo
 
     sys.exit(run_demo(keep=keep, output=output))
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.option("--http", metavar="URL", help="Send it by HTTP to this daemon (default: http://127.0.0.1:9090).")
+@click.option("--kafka", metavar="BROKERS", help="Send it by Kafka to these brokers (default: KAFKA_BROKERS_REQUEST).")
+@click.option("--request-topic", metavar="TOPIC", help="Default: EOPAAS_JOB_REQUEST_TOPIC.")
+@click.option("--status-topic", metavar="TOPIC", help="Default: EOPAAS_STATUS_UPDATE_TOPIC.")
+@click.option("--task-id", metavar="ID", help="technicalMetadata.taskId; by Kafka one is made if there is none.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=VALUE", help="An input, as JSON or text; repeatable.")
+@click.option("--header", "headers", multiple=True, metavar="NAME:VALUE", help="A header to go along; repeatable.")
+@click.option("--output", type=click.Path(path_type=Path), help="File for the result, instead of standard output.")
+@click.option("--no-follow", is_flag=True, help="Send it and leave.")
+@click.option("--timeout", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS", help="Wait no longer.")
+@click.option("--token-file", type=click.Path(path_type=Path), help="File with the API token (or: CADOR_API_TOKEN).")
+@_env_file
+def submit(env_file: Path | None, no_follow: bool, timeout: float | None, **options: Any) -> None:
+    """Send a request and follow its job to the end; exit code 0 if it succeeded, else 3.
+
+    The request is FILE, standard input (no FILE, or -), or made of --input alone. Without --http and --kafka it goes
+    where the daemon's own variables point, by Kafka if they name brokers. Progress goes to standard error, the results
+    (by Kafka: the last status) to standard output. Ctrl-C cancels a job by HTTP.
+    """
+    from cador_trio.commands.submit import Options, run_submit
+
+    with _errors_told():
+        variables = read_variables(os.environ, env_file)
+    sys.exit(run_submit(Options(follow=not no_follow, seconds=timeout, **options), variables))
+
+
+@main.group("dead-letters")
+@_env_file
+@click.option("--kafka", metavar="BROKERS", help="Brokers (default: KAFKA_BROKERS_REQUEST).")
+@click.option("--topic", metavar="TOPIC", help="The dead-letter topic (default: CADOR_DEAD_LETTER_TOPIC).")
+@click.pass_context
+def dead_letters(context: click.Context, env_file: Path | None, kafka: str | None, topic: str | None) -> None:
+    """Look at requests that failed for good, and send them again; exit code 3 if there is nothing, or no topic."""
+    from cador_trio.commands.dead_letters import Place
+
+    with _errors_told():
+        context.obj = Place(read_variables(os.environ, env_file), kafka, topic)
+
+
+def _filters(command: Callable[..., None]) -> Callable[..., None]:
+    """The options by which dead letters are chosen."""
+    for option in (
+        click.option("--error-class", metavar="NAME", help="Only those of this class, such as AlgorithmFailed."),
+        click.option("--task-id", metavar="ID", help="Only those of this task."),
+        click.option(
+            "--since", metavar="WHEN", help="Only those since then: 90s, 30m, 2h, 7d, or an ISO date or time."
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@dead_letters.command("list")
+@_filters
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="The newest so many.")
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line.")
+@click.pass_obj
+def list_dead_letters(place: Any, /, limit: int, as_json: bool, **chosen: str | None) -> None:
+    """Show them in a table, the newest last."""
+    from cador_trio.commands.dead_letters import Filters, run_list
+
+    sys.exit(run_list(place, Filters(**chosen), limit=limit, as_json=as_json))
+
+
+@dead_letters.command("show")
+@click.argument("position", metavar="PARTITION/OFFSET")
+@click.option("--value", "only_value", is_flag=True, help="Only the request, byte for byte, secrets and all.")
+@click.pass_obj
+def show_dead_letter(place: Any, /, position: str, only_value: bool) -> None:
+    """Show all of one: why it failed, when, and what the request was."""
+    from cador_trio.commands.dead_letters import run_show
+
+    sys.exit(run_show(place, position, only_value=only_value))
+
+
+@dead_letters.command("replay")
+@click.argument("positions", metavar="[PARTITION/OFFSET]...", nargs=-1)
+@click.option("--all", "is_all", is_flag=True, help="All that are there now, or all that the other options choose.")
+@_filters
+@click.option("--to", metavar="TOPIC", help="Default: EOPAAS_JOB_REQUEST_TOPIC, else the topic that each came from.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be sent where.")
+@click.pass_obj
+def replay_dead_letters(
+    place: Any,
+    /,
+    positions: tuple[str, ...],
+    is_all: bool,
+    to: str | None,
+    dry_run: bool,
+    **chosen: str | None,
+) -> None:
+    """Send them again as they first came: bytes, key and headers. They stay in the dead-letter topic."""
+    from cador_trio.commands.dead_letters import Filters, Replay, run_replay
+
+    sys.exit(run_replay(place, Replay(positions, is_all, Filters(**chosen), to, dry_run)))
 
 
 @contextmanager

@@ -4,7 +4,7 @@ The one module that knows every room and introduces them to each other. Shutdown
 last is opened first.
 
     spool          results have a place
-      services     HTTP listener, watcher of the algorithm, expiry, heartbeat
+      services     HTTP listener, Kafka's committer and membership, watcher of the algorithm, expiry, heartbeat
         capacity   the slots and what still runs in them
           jobs     every job, from every door
 """
@@ -19,7 +19,7 @@ import socket
 import ssl
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -36,11 +36,13 @@ from cador_trio.algorithm.transport import Connection, tls_context
 from cador_trio.algorithm.visit import Means
 from cador_trio.algorithm.watch import PARALLEL_REQUESTS, Watch
 from cador_trio.capacity import Capacity, Limits, open_capacity
-from cador_trio.errors import CadorError, Conflict, SettingsError
+from cador_trio.errors import CadorError, Conflict, InstanceFenced, SettingsError
 from cador_trio.intake.http.app import create_app
 from cador_trio.intake.http.door import Door
 from cador_trio.intake.http.server import Certificate, open_listener, renew_certificate, serve_http, server_tls
-from cador_trio.job import Answer, EndReason, Job, Json, JsonObject, Referential
+from cador_trio.intake.request import decode_request
+from cador_trio.job import Answer, EndReason, Job, JobRequest, Json, JsonObject, Referential
+from cador_trio.kafka.room import KafkaRoom
 from cador_trio.observe.health import STUCK_SECONDS, Health, Phase
 from cador_trio.registry import Registry
 from cador_trio.results.georeference import georeference
@@ -59,6 +61,8 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_SECONDS: Final = 1.0
 EXIT_OK: Final = 0
 EXIT_UNEXPECTED: Final = 1
+EXIT_SETTINGS: Final = 2
+EXIT_FENCED: Final = 4
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,29 @@ class Serving:
 class ServiceFailed(Exception):
     """A service ended that should not have; the jobs had their grace before this was raised."""
 
+    def __init__(self, service: str, exit_code: int) -> None:
+        super().__init__(service)
+        self.exit_code = exit_code
+
 
 class _Ending:
     """The wish to end, and the service that failed, if one did."""
 
     def __init__(self, wanted: trio.Event | None) -> None:
         self.wanted = trio.Event() if wanted is None else wanted
-        self.failed: str | None = None
+        self.failed: ServiceFailed | None = None
 
     async def supervise(self, name: str, service: Callable[[], Awaitable[object]]) -> None:
         """Run a service for the daemon's whole life: if it fails, everything ends in order."""
         try:
             await service()
-        except Exception:
-            log.exception("a service failed, so the daemon ends", service=name)
-            self.failed = self.failed or name
+        except Exception as error:
+            code = _exit_code(error)
+            if code == EXIT_UNEXPECTED:
+                log.exception("a service failed, so the daemon ends", service=name)
+            else:
+                log.error("the daemon ends", service=name, reason=_plain(error))  # noqa: TRY400 - no traceback for that
+            self.failed = self.failed or ServiceFailed(name, code)
             self.wanted.set()
 
 
@@ -105,8 +117,8 @@ async def run_daemon(settings: Settings) -> int:
                 signal_nursery.start_soon(_obey_signals, signals, stop)
                 await serve(settings, stop=stop, has_watchdog=True)
                 signal_nursery.cancel_scope.cancel("the daemon has ended")
-        except* ServiceFailed:
-            exit_code = EXIT_UNEXPECTED
+        except* ServiceFailed as group:
+            exit_code = max(error.exit_code for error in _leaves(group) if isinstance(error, ServiceFailed))
     return exit_code
 
 
@@ -144,28 +156,41 @@ async def serve(
             services.start_soon(ending.supervise, "history", registry.expire)
             services.start_soon(ending.supervise, "connections to stores", store.run)
             services.start_soon(_heartbeat, health, has_watchdog)
+            kafka = await _kafka_room(settings, health)
+            if kafka is not None:
+                services.start_soon(ending.supervise, "Kafka", kafka.run)
+                services.start_soon(ending.supervise, "Kafka group", kafka.stay_in_group)
             if tls is not None and (certificate := _certificate(settings)) is not None:
                 services.start_soon(ending.supervise, "certificate", lambda: renew_certificate(tls, certificate))
             async with open_capacity(connections, _limits(settings)) as capacity, trio.open_nursery() as jobs:
                 watch.is_working = lambda: capacity.figures().in_use > 0
                 house = _house(settings, watch, store, spool, registry, capacity)
-                door = Door(settings, house, Untold(), Documents(watch), check_storage, health, jobs, _now_ms)
+                publisher = Untold() if kafka is None else kafka.rest_publisher()
+                door = Door(settings, house, publisher, Documents(watch), check_storage, health, jobs, _now_ms)
                 url = _url(settings, listener)
                 http = _HttpService(door, listener, tls, ending)
                 await services.start(http.serve)
+                if kafka is not None:
+                    jobs.start_soon(kafka.take_on, house, _decode, jobs)
                 health.phase = Phase.SERVING
                 log.info("serving", url=url, version=__version__, algorithm=settings.processing_server)
                 task_status.started(Serving(url, ending.wanted.set))
                 await ending.wanted.wait()
                 health.phase = Phase.DRAINING
                 log.info("stopping: jobs have their grace", seconds=settings.shutdown_grace_seconds)
+                if kafka is not None:
+                    kafka.close_intake()
                 await _drain(registry, settings.shutdown_grace_seconds)
+                if kafka is not None:
+                    services.start_soon(kafka.bound_commits)
+            if kafka is not None:
+                await kafka.leave()
             http.shutdown.set()
             await http.ended.wait()
             services.cancel_scope.cancel("the daemon has ended")
     log.info("stopped")
     if ending.failed is not None:
-        raise ServiceFailed(ending.failed)
+        raise ending.failed
 
 
 class _HttpService:
@@ -209,6 +234,26 @@ async def _obey_signals(signals: AsyncIterator[int], stop: trio.Event) -> None:
             os._exit(128 + number)
         log.info("told to stop", signal=signal.Signals(number).name)
         stop.set()
+
+
+def _exit_code(error: Exception) -> int:
+    """What the process says of this end."""
+    leaves = list(_leaves(error))
+    if any(isinstance(leaf, InstanceFenced) for leaf in leaves):
+        return EXIT_FENCED
+    return EXIT_SETTINGS if any(isinstance(leaf, SettingsError) for leaf in leaves) else EXIT_UNEXPECTED
+
+
+def _plain(error: Exception) -> str:
+    return "; ".join(str(leaf) for leaf in _leaves(error))
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for member in error.exceptions:
+            yield from _leaves(member)
+    else:
+        yield error
 
 
 def _tame_garbage_collector() -> None:
@@ -256,6 +301,17 @@ async def _closing(connections: Sequence[Connection], watch: Watch) -> AsyncIter
             for connection in connections:
                 await connection.aclose()
             await watch.aclose()
+
+
+async def _kafka_room(settings: Settings, health: Health) -> KafkaRoom | None:
+    """Kafka, if there is any; making its clients takes a moment, and a thread."""
+    if not settings.has_kafka:
+        return None
+    return await trio.to_thread.run_sync(KafkaRoom, settings, health, _now_ms)
+
+
+def _decode(data: bytes) -> JobRequest:
+    return decode_request(data, check_storage)
 
 
 def _registry(settings: Settings, spool: Spool) -> Registry:

@@ -149,6 +149,12 @@ class NotNow(CadorError):
     http_status = 503
 
 
+class DeliveredTooOften(CadorError):
+    """A request that began `CADOR_MAX_DELIVERIES` times, and each time the process that ran it died."""
+
+    http_status = 500
+
+
 # --- The algorithm -----------------------------------------------------------------------------------------------
 
 
@@ -224,3 +230,17 @@ class StoreFailed(CadorError):
 
 class StoreTimedOut(StoreFailed):
     """The store step took longer than `CADOR_STORE_TIMEOUT_SECONDS`."""
+
+
+# --- Kafka -------------------------------------------------------------------------------------------------------
+
+
+class KafkaUnavailable(CadorError):
+    """No broker answers, or it refuses us; or a topic that is needed does not exist."""
+
+    http_status = 503
+    waits = True
+
+
+class InstanceFenced(CadorError):
+    """Another instance uses our `CADOR_INSTANCE_ID`: it has taken over our transactions."""

@@ -79,6 +79,14 @@ class Algorithm(Protocol):
     def tagger(self) -> str:
         """`organization.name.version` of its describe document."""
 
+    @property
+    def name(self) -> str:
+        """`name/version` of its describe document."""
+
+    @property
+    def gives_bare_images(self) -> bool:
+        """Does its describe document say that results are images that no JSON holds?"""
+
     def check_inputs(self, inputs: JsonObject) -> JsonObject:
         """The payload to send. Raises RequestRefused (not its schema), AlgorithmUnreachable (never described)."""
 
@@ -132,6 +140,9 @@ class Publisher(Protocol):
     def message_limit(self) -> int:
         """Bytes that the output message may have."""
 
+    def accepted(self, record: JobRecord, /) -> None:
+        """The job is taken in; its states and progress can be followed from now on. Does not wait."""
+
     def message_size(self, job: Job, product: Product, /) -> int:
         """Bytes of the output message for this product; 0 if there is none."""
 
@@ -149,6 +160,9 @@ class Untold:
 
     takes_tags = False
     message_limit = 0
+
+    def accepted(self, _record: JobRecord, /) -> None:
+        """Nothing to do."""
 
     def message_size(self, _job: Job, _product: Product, /) -> int:
         """There is no message."""
@@ -222,6 +236,7 @@ async def run_job(record: JobRecord, plan: Plan, house: House, publisher: Publis
     with structlog.contextvars.bound_contextvars(
         job_id=str(record.job.job_id), task_id=record.job.task_name, correlation_id=record.job.correlation_id
     ):
+        publisher.accepted(record)
         trail = _Trail()
         async with AsyncExitStack() as held:
             try:

@@ -26,7 +26,11 @@ GIB = 1024**3
 
 # What Kubernetes puts into CADOR_PORT when a Service is called "cador" and service links are on.
 _SERVICE_LINK = re.compile(r"^tcp://[\d.:a-fA-F\[\]]+$")
-_KAFKA_IS_MISSING = "jobs from Kafka are not part of this version; unset it to serve REST alone"
+_BROKER = re.compile(
+    r"(?:(?:PLAINTEXT|SSL|SASL_PLAINTEXT|SASL_SSL)://)?(?:\[[\da-fA-F:.%]+\]|[^\s,/@:\[\]]+)(?::\d{1,5})?"
+)
+_TOPIC = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_KAFKA_IS_OFF = "has no effect without KAFKA_BROKERS_REQUEST, which this version needs for any use of Kafka"
 
 
 def _split(separator: str) -> BeforeValidator:
@@ -63,10 +67,27 @@ def _no_service_link(value: object) -> object:
     return value
 
 
+def _brokers(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    brokers = [part.strip() for part in value.split(",") if part.strip()]
+    if not brokers or not all(_BROKER.fullmatch(broker) for broker in brokers):
+        raise ValueError("must be host:port, or several separated by commas")  # unquoted: it may hold a password
+    return ",".join(brokers)
+
+
+def _topic(value: object) -> object:
+    if isinstance(value, str) and (not _TOPIC.fullmatch(value) or value in {".", ".."}):
+        raise ValueError("must be a topic's name: at most 249 letters, digits, dots, underscores and hyphens")
+    return value
+
+
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 HttpUrl = Annotated[str, BeforeValidator(_http_url)]
+Brokers = Annotated[str, BeforeValidator(_brokers)]
+Topic = Annotated[str, BeforeValidator(_topic)]
 File = Path
 
 
@@ -220,10 +241,114 @@ class Settings(BaseModel):
     log_format: Literal["auto", "json", "console"] = setting(
         "CADOR_LOG_FORMAT", "auto", "`json`, `console`, or `auto`: console on a terminal, else json"
     )
-    # --- Kafka: read so that a job topic is never silently ignored
-    kafka_brokers_request: str | None = setting(
-        "KAFKA_BROKERS_REQUEST", None, "brokers of the request topic; this version serves REST alone and refuses it"
+    # --- Kafka: where
+    kafka_brokers_request: Brokers | None = setting(
+        "KAFKA_BROKERS_REQUEST", None, "brokers of the request topic, `host:port,...`; unset: REST alone"
     )
+    job_request_topic: Topic | None = setting(
+        "EOPAAS_JOB_REQUEST_TOPIC", None, "topic that requests come from; needed with KAFKA_BROKERS_REQUEST"
+    )
+    kafka_consumer_group: str | None = setting(
+        "KAFKA_CONSUMER_GROUP",
+        None,
+        "consumer group that shares the requests and remembers which are done; needed with KAFKA_BROKERS_REQUEST",
+    )
+    kafka_brokers_output: Brokers | None = setting(
+        "KAFKA_BROKERS_OUTPUT", None, "brokers of the output topic; unset: KAFKA_BROKERS_REQUEST"
+    )
+    job_output_topic: Topic | None = setting(
+        "EOPAAS_JOB_OUTPUT_TOPIC", None, "topic of output messages; unset: none are sent, results are in the store only"
+    )
+    kafka_brokers_status: Brokers | None = setting(
+        "KAFKA_BROKERS_STATUS", None, "brokers of the status topic; unset: KAFKA_BROKERS_REQUEST"
+    )
+    status_update_topic: Topic | None = setting(
+        "EOPAAS_STATUS_UPDATE_TOPIC", None, "topic of status messages; unset: none are sent"
+    )
+    kafka_brokers_tags: Brokers | None = setting(
+        "KAFKA_BROKERS_TAGS", None, "brokers of the tags topic; unset: KAFKA_BROKERS_OUTPUT"
+    )
+    job_tags_topic: Topic | None = setting(
+        "EOPAAS_JOB_TAGS_TOPIC", None, "topic of tag messages; unset: EOPAAS_JOB_OUTPUT_TOPIC"
+    )
+    dead_letter_topic: Topic | None = setting(
+        "CADOR_DEAD_LETTER_TOPIC", None, "topic of dead letters, on the brokers of the request topic; unset: none"
+    )
+    # --- Kafka: how
+    kafka_timeout_seconds: Seconds = setting(
+        "CADOR_TIMEOUT_SECONDS",
+        10.0,
+        "how long Kafka may take to answer at start before that is reported (the daemon goes on waiting, `check` gives "
+        "up)",
+        unit="seconds",
+    )
+    delivery: Literal["auto", "exactly-once", "at-least-once"] = setting(
+        "CADOR_DELIVERY",
+        "auto",
+        "`exactly-once` refuses to start where that can't be held, `at-least-once` does without transactions, `auto` "
+        "is exactly once for every topic on the request cluster",
+    )
+    order_by_key: bool = setting("CADOR_ORDER_BY_KEY", False, "jobs of one record key run one after the other")
+    group_protocol: Literal["classic", "consumer"] = setting(
+        "CADOR_GROUP_PROTOCOL", "classic", "`classic`, or `consumer` for the protocol of KIP-848"
+    )
+    start_offset: Literal["earliest", "latest"] = setting(
+        "CADOR_START_OFFSET", "earliest", "where a group without commits begins: `earliest` or `latest`"
+    )
+    max_deliveries: Count = setting(
+        "CADOR_MAX_DELIVERIES", 3, "times that a request may have begun when its process died; then it fails"
+    )
+    revoke_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = setting(
+        "CADOR_REVOKE_GRACE_SECONDS",
+        20.0,
+        "what running jobs get when their partition is taken away; at most half of `max.poll.interval.ms`",
+        unit="seconds",
+    )
+    inline_result_limit: Bytes = setting(
+        "CADOR_INLINE_RESULT_LIMIT",
+        900_000,
+        "bytes of a JSON result that a message may hold; a larger one goes to the store, or fails without one",
+    )
+    publish_rest_jobs: bool = setting(
+        "CADOR_PUBLISH_REST_JOBS", False, "send output, tag and status messages for REST jobs too"
+    )
+    kafka_properties: SecretStr | None = setting(
+        "CADOR_KAFKA_PROPERTIES",
+        None,
+        "librdkafka properties of all Kafka clients (TLS, SASL, ...): `name=value`, one a line or separated by `;`, or "
+        "`@/path` of a file of them; see kafka.md",
+    )
+    kafka_properties_consumer: SecretStr | None = setting(
+        "CADOR_KAFKA_PROPERTIES_CONSUMER", None, "more of them for the consumer alone, over the ones for all"
+    )
+    kafka_properties_producer: SecretStr | None = setting(
+        "CADOR_KAFKA_PROPERTIES_PRODUCER", None, "more of them for the producers alone, over the ones for all"
+    )
+
+    @property
+    def has_kafka(self) -> bool:
+        """Jobs come from Kafka too."""
+        return self.kafka_brokers_request is not None
+
+    @property
+    def output_brokers(self) -> str:
+        """Brokers of the output topic; empty without Kafka."""
+        return self.kafka_brokers_output or self.kafka_brokers_request or ""
+
+    @property
+    def status_brokers(self) -> str:
+        """Brokers of the status topic; empty without Kafka."""
+        return self.kafka_brokers_status or self.kafka_brokers_request or ""
+
+    @property
+    def tags_brokers(self) -> str:
+        """Brokers of the tags topic; empty without Kafka."""
+        return self.kafka_brokers_tags or self.output_brokers
+
+    @property
+    def tags_topic(self) -> str | None:
+        """`EOPAAS_JOB_TAGS_TOPIC` with its default, the output topic."""
+        return self.job_tags_topic or self.job_output_topic
 
     @property
     def unfinished_jobs_limit(self) -> int:
@@ -349,7 +474,7 @@ def _contradictions(settings: Settings) -> list[str]:
     return [
         *_tls_contradictions(settings),
         *_folder_contradictions(settings),
-        *([f"KAFKA_BROKERS_REQUEST: {_KAFKA_IS_MISSING}"] if settings.kafka_brokers_request else []),
+        *(_topic_contradictions(settings) if settings.has_kafka else _idle_kafka(settings)),
     ]
 
 
@@ -388,6 +513,56 @@ def _folder_contradictions(settings: Settings) -> list[str]:
     if folder is not None and not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
         found.append(f"CADOR_SPOOL_DIR: {folder}: no such folder, or not writable")
     return found
+
+
+def _idle_kafka(settings: Settings) -> list[str]:
+    """What asks for Kafka although there is none; tuning that lies idle says nothing wrong."""
+    asking = {
+        "EOPAAS_JOB_REQUEST_TOPIC": settings.job_request_topic,
+        "KAFKA_CONSUMER_GROUP": settings.kafka_consumer_group,
+        "KAFKA_BROKERS_OUTPUT": settings.kafka_brokers_output,
+        "EOPAAS_JOB_OUTPUT_TOPIC": settings.job_output_topic,
+        "KAFKA_BROKERS_STATUS": settings.kafka_brokers_status,
+        "EOPAAS_STATUS_UPDATE_TOPIC": settings.status_update_topic,
+        "KAFKA_BROKERS_TAGS": settings.kafka_brokers_tags,
+        "EOPAAS_JOB_TAGS_TOPIC": settings.job_tags_topic,
+        "CADOR_DEAD_LETTER_TOPIC": settings.dead_letter_topic,
+        "CADOR_PUBLISH_REST_JOBS": settings.publish_rest_jobs,
+        "CADOR_DELIVERY": settings.delivery == "exactly-once",
+    }
+    return [f"{variable}: {_KAFKA_IS_OFF}" for variable, is_asked in asking.items() if is_asked]
+
+
+def _topic_contradictions(settings: Settings) -> list[str]:
+    found: list[str] = []
+    if settings.job_request_topic is None:
+        found.append("EOPAAS_JOB_REQUEST_TOPIC: needed with KAFKA_BROKERS_REQUEST")
+    if settings.kafka_consumer_group is None:
+        found.append(
+            "KAFKA_CONSUMER_GROUP: needed with KAFKA_BROKERS_REQUEST; without a group every instance does every job"
+        )
+    outgoing = {
+        "EOPAAS_JOB_OUTPUT_TOPIC": (settings.job_output_topic, settings.output_brokers),
+        "EOPAAS_JOB_TAGS_TOPIC": (settings.job_tags_topic, settings.tags_brokers),
+        "EOPAAS_STATUS_UPDATE_TOPIC": (settings.status_update_topic, settings.status_brokers),
+    }
+    found += [
+        f"{variable}: must not be the request topic: what we send would come back as requests"
+        for variable, (topic, brokers) in outgoing.items()
+        if topic is not None and topic == settings.job_request_topic and _share_a_broker(brokers, settings)
+    ]
+    used = {settings.job_request_topic: "EOPAAS_JOB_REQUEST_TOPIC"}
+    used |= {topic: variable for variable, (topic, _) in outgoing.items()}
+    if settings.dead_letter_topic is not None and settings.dead_letter_topic in used:
+        found.append(f"CADOR_DEAD_LETTER_TOPIC: must not be that of {used[settings.dead_letter_topic]}")
+    if settings.publish_rest_jobs and not any(topic for topic, _ in outgoing.values()):
+        found.append("CADOR_PUBLISH_REST_JOBS: has no effect without a topic for output, tags or statuses")
+    return found
+
+
+def _share_a_broker(brokers: str, settings: Settings) -> bool:
+    """Surely one cluster. Two lists without a common broker may still be one: that is for cluster ids to tell."""
+    return not set(brokers.split(",")).isdisjoint((settings.kafka_brokers_request or "").split(","))
 
 
 def _plain(message: str) -> str:

@@ -71,6 +71,8 @@ class MemoryAlgorithm:
     """Answers every order with what `answer` makes, or raises `error`."""
 
     tagger = "org.detector.1"
+    name = "detector/1"
+    gives_bare_images = False
 
     def __init__(self, spool: Spool) -> None:
         self.image_inputs: Mapping[str, bool] = {}
@@ -199,6 +201,10 @@ class MemoryPublisher:
         self.verdict: Outcome | None = None
         self.published: list[tuple[Job, Product, Sequence[JsonObject]]] = []
         self.told: list[tuple[Job, Outcome]] = []
+        self.accepted_jobs: list[UUID] = []
+
+    def accepted(self, record: JobRecord) -> None:
+        self.accepted_jobs.append(record.job.job_id)
 
     def message_size(self, job: Job, product: Product) -> int:
         return product.size

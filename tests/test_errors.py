@@ -159,6 +159,9 @@ TREE: Final = {
     "SpoolFull": (503, False, False),
     "StoreFailed": (502, False, False),
     "StoreTimedOut": (502, False, False),
+    "DeliveredTooOften": (500, False, False),
+    "KafkaUnavailable": (503, False, True),
+    "InstanceFenced": (500, False, False),
 }
 
 

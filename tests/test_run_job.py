@@ -367,7 +367,8 @@ async def test_each_end_at_each_moment_leaves_one_terminal_state_and_nothing_els
     # Each job that has succeeded was published once, and no other.
     done = [known.job.job_id for known in (record, *others) if known.state is JobState.SUCCEEDED]
     assert sorted(job.job_id for job, _, _ in street.publisher.published) == sorted(done)
-    # Each was told its end, whatever it was.
+    # Each was announced once, and told its end, whatever it was.
+    assert street.publisher.accepted_jobs.count(record.job.job_id) == 1
     assert [outcome for job, outcome in street.publisher.told if job.job_id == record.job.job_id] == [record.outcome]
     assert_nothing_is_held(street)
     assert (await street.run(make_job(task_id="t"))).state is JobState.SUCCEEDED

@@ -26,7 +26,7 @@ from cador_trio.settings_page import page
 
 ROOT: Final = Path(__file__).parents[1]
 
-# Every variable that a daemon for REST and POSIX knows, with its default: the contract with its operators.
+# Every variable that a daemon knows, but those of storage, with its default: the contract with its operators.
 DEFAULTS: Final[dict[str, Any]] = {
     "CADOR_HOST": "0.0.0.0",
     "CADOR_PORT": 9090,
@@ -66,6 +66,27 @@ DEFAULTS: Final[dict[str, Any]] = {
     "CADOR_LOG_LEVEL": "info",
     "CADOR_LOG_FORMAT": "auto",
     "KAFKA_BROKERS_REQUEST": None,
+    "EOPAAS_JOB_REQUEST_TOPIC": None,
+    "KAFKA_CONSUMER_GROUP": None,
+    "KAFKA_BROKERS_OUTPUT": None,
+    "EOPAAS_JOB_OUTPUT_TOPIC": None,
+    "KAFKA_BROKERS_STATUS": None,
+    "EOPAAS_STATUS_UPDATE_TOPIC": None,
+    "KAFKA_BROKERS_TAGS": None,
+    "EOPAAS_JOB_TAGS_TOPIC": None,
+    "CADOR_DEAD_LETTER_TOPIC": None,
+    "CADOR_TIMEOUT_SECONDS": 10,
+    "CADOR_DELIVERY": "auto",
+    "CADOR_ORDER_BY_KEY": False,
+    "CADOR_GROUP_PROTOCOL": "classic",
+    "CADOR_START_OFFSET": "earliest",
+    "CADOR_MAX_DELIVERIES": 3,
+    "CADOR_REVOKE_GRACE_SECONDS": 20,
+    "CADOR_INLINE_RESULT_LIMIT": 900_000,
+    "CADOR_PUBLISH_REST_JOBS": False,
+    "CADOR_KAFKA_PROPERTIES": None,
+    "CADOR_KAFKA_PROPERTIES_CONSUMER": None,
+    "CADOR_KAFKA_PROPERTIES_PRODUCER": None,
 }
 FIELDS: Final = {variable_of(name, row): name for name, row in Settings.model_fields.items()}
 
@@ -239,13 +260,6 @@ def test_a_kubernetes_service_link_is_explained() -> None:
     assert "enableServiceLinks" in finding
 
 
-def test_kafka_is_refused_rather_than_ignored() -> None:
-    """Jobs from a topic would wait for ever."""
-    (finding,) = findings_of(KAFKA_BROKERS_REQUEST="kafka:9092")
-    assert finding.startswith("KAFKA_BROKERS_REQUEST: ")
-    assert "REST alone" in finding
-
-
 def test_python_gives_the_same_settings() -> None:
     """A test or the demo builds them by field name; they can't be changed, and unknown names are refused."""
     settings = Settings(port=0, host="127.0.0.1")
@@ -270,6 +284,7 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         CADOR_API_TOKEN_FILE=str(tmp_path / "missing"),
         CADOR_ALGORITHM_CA=str(tmp_path / "missing.pem"),
         KAFKA_BROKERS_REQUEST="kafka:9092",
+        EOPAAS_JOB_REQUEST_TOPIC="a topic",
     )
     named = sorted(finding.split(":")[0] for finding in findings)
     assert named == [
@@ -280,7 +295,8 @@ def test_all_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
         "CADOR_SPOOL_BYTES",
         "CADOR_SPOOL_DIR",
         "CADOR_USE_SSL",
-        "KAFKA_BROKERS_REQUEST",
+        "EOPAAS_JOB_REQUEST_TOPIC",
+        "KAFKA_CONSUMER_GROUP",
     ]
 
 
@@ -329,6 +345,159 @@ def test_a_file_is_no_spool_folder(tmp_path: Path) -> None:
     file.touch(mode=0o777)
     (finding,) = findings_of(CADOR_SPOOL_DIR=str(file))
     assert finding == f"CADOR_SPOOL_DIR: {file}: no such folder, or not writable"
+
+
+# --- Kafka --------------------------------------------------------------------------------------------------------
+
+KAFKA: Final = {
+    "KAFKA_BROKERS_REQUEST": "kafka:9092",
+    "EOPAAS_JOB_REQUEST_TOPIC": "requests",
+    "KAFKA_CONSUMER_GROUP": "group",
+}
+
+
+def test_kafka_is_off_by_default() -> None:
+    """REST alone needs none of it."""
+    settings = load()
+    assert not settings.has_kafka
+    assert (settings.output_brokers, settings.status_brokers, settings.tags_brokers) == ("", "", "")
+
+
+def test_requests_alone_are_enough_for_kafka() -> None:
+    """No output, no statuses: results live in the store only."""
+    settings = load(**KAFKA)
+    assert settings.has_kafka
+    assert (settings.job_output_topic, settings.tags_topic, settings.status_update_topic) == (None, None, None)
+
+
+@pytest.mark.parametrize("missing", ["EOPAAS_JOB_REQUEST_TOPIC", "KAFKA_CONSUMER_GROUP"])
+def test_kafka_needs_topic_and_group(missing: str) -> None:
+    """Without a group every instance would do every job."""
+    (finding,) = findings_of(**{name: value for name, value in KAFKA.items() if name != missing})
+    assert finding.startswith(f"{missing}: needed with KAFKA_BROKERS_REQUEST")
+
+
+def test_brokers_default_to_those_of_the_requests() -> None:
+    """The tags' to the output's, as CADoR had it; and tags go to the output topic."""
+    settings = load(**KAFKA, EOPAAS_JOB_OUTPUT_TOPIC="out")
+    assert {settings.output_brokers, settings.status_brokers, settings.tags_brokers} == {"kafka:9092"}
+    assert settings.tags_topic == "out"
+    settings = load(**KAFKA, KAFKA_BROKERS_OUTPUT="other:1", KAFKA_BROKERS_STATUS="third:1", EOPAAS_JOB_TAGS_TOPIC="t")
+    assert (settings.output_brokers, settings.tags_brokers) == ("other:1", "other:1")
+    assert (settings.status_brokers, settings.tags_topic) == ("third:1", "t")
+    assert load(**KAFKA, KAFKA_BROKERS_OUTPUT="other:1", KAFKA_BROKERS_TAGS="tags:1").tags_brokers == "tags:1"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("EOPAAS_JOB_REQUEST_TOPIC", "t"),
+        ("KAFKA_CONSUMER_GROUP", "g"),
+        ("EOPAAS_JOB_OUTPUT_TOPIC", "t"),
+        ("EOPAAS_STATUS_UPDATE_TOPIC", "t"),
+        ("EOPAAS_JOB_TAGS_TOPIC", "t"),
+        ("CADOR_DEAD_LETTER_TOPIC", "t"),
+        ("KAFKA_BROKERS_OUTPUT", "kafka:9092"),
+        ("KAFKA_BROKERS_STATUS", "kafka:9092"),
+        ("KAFKA_BROKERS_TAGS", "kafka:9092"),
+        ("CADOR_PUBLISH_REST_JOBS", "true"),
+        ("CADOR_DELIVERY", "exactly-once"),
+    ],
+)
+def test_what_asks_for_kafka_needs_the_brokers_of_the_requests(variable: str, value: str) -> None:
+    """A topic that nobody reads or writes would be noticed late."""
+    (finding,) = findings_of(**{variable: value})
+    assert finding.startswith(f"{variable}: has no effect without KAFKA_BROKERS_REQUEST")
+
+
+def test_tuning_may_lie_idle() -> None:
+    """One template serves daemons with and without Kafka."""
+    load(CADOR_ORDER_BY_KEY="true", CADOR_KAFKA_PROPERTIES="client.rack=a", CADOR_GROUP_PROTOCOL="consumer")
+
+
+@pytest.mark.parametrize("variable", ["EOPAAS_JOB_OUTPUT_TOPIC", "EOPAAS_JOB_TAGS_TOPIC", "EOPAAS_STATUS_UPDATE_TOPIC"])
+def test_what_is_sent_must_not_come_back_as_a_request(variable: str) -> None:
+    """On another cluster a topic may be called the same."""
+    (finding,) = findings_of(**KAFKA, **{variable: "requests"})
+    assert finding.startswith(f"{variable}: must not be the request topic")
+    (finding,) = findings_of(**KAFKA | {"KAFKA_BROKERS_REQUEST": "a:1,kafka:9092"}, **{variable: "requests"})
+    assert finding.startswith(f"{variable}: must not be the request topic")
+    load(**KAFKA, **{variable: "requests"}, KAFKA_BROKERS_OUTPUT="other:1", KAFKA_BROKERS_STATUS="other:1")
+
+
+@pytest.mark.parametrize(
+    "variable",
+    ["EOPAAS_JOB_REQUEST_TOPIC", "EOPAAS_JOB_OUTPUT_TOPIC", "EOPAAS_JOB_TAGS_TOPIC", "EOPAAS_STATUS_UPDATE_TOPIC"],
+)
+def test_dead_letters_have_a_topic_of_their_own(variable: str) -> None:
+    """Whoever replays them must find nothing else."""
+    (finding,) = findings_of(**KAFKA | {variable: "dead"}, CADOR_DEAD_LETTER_TOPIC="dead")
+    assert finding == f"CADOR_DEAD_LETTER_TOPIC: must not be that of {variable}"
+    load(**KAFKA, CADOR_DEAD_LETTER_TOPIC="dead")
+
+
+def test_rest_jobs_are_published_somewhere() -> None:
+    """Some topic must be there for them."""
+    (finding,) = findings_of(**KAFKA, CADOR_PUBLISH_REST_JOBS="true")
+    assert finding.startswith("CADOR_PUBLISH_REST_JOBS: has no effect")
+    assert load(**KAFKA, CADOR_PUBLISH_REST_JOBS="true", EOPAAS_STATUS_UPDATE_TOPIC="s").publish_rest_jobs
+
+
+@pytest.mark.parametrize(
+    ("text", "brokers"),
+    [
+        ("kafka", "kafka"),
+        (" a:1 , b:2,", "a:1,b:2"),
+        ("[::1]:9092", "[::1]:9092"),
+        ("SASL_SSL://kafka:9092", "SASL_SSL://kafka:9092"),
+    ],
+)
+def test_brokers_are_a_list(text: str, brokers: str) -> None:
+    """As librdkafka reads them."""
+    assert load(**KAFKA | {"KAFKA_BROKERS_REQUEST": text}).kafka_brokers_request == brokers
+
+
+@pytest.mark.parametrize(
+    "text", [",", "kafka:port", "http://kafka:9092", "u:hunter2@kafka:9092", "a b", "::1", "a:1/x"]
+)
+def test_what_are_no_brokers(text: str) -> None:
+    """Refused without a quotation: it may hold a password."""
+    (finding,) = findings_of(**KAFKA | {"KAFKA_BROKERS_REQUEST": text})
+    assert finding == "KAFKA_BROKERS_REQUEST: must be host:port, or several separated by commas"
+
+
+@pytest.mark.parametrize("topic", ["a topic", "a/b", "ü", ".", "..", "x" * 250])
+def test_what_is_no_topic(topic: str) -> None:
+    """Kafka's own rule for names."""
+    (finding,) = findings_of(**KAFKA | {"EOPAAS_JOB_REQUEST_TOPIC": topic})
+    assert finding.startswith("EOPAAS_JOB_REQUEST_TOPIC: must be a topic's name")
+    assert load(**KAFKA | {"EOPAAS_JOB_REQUEST_TOPIC": "x" * 249}).job_request_topic == "x" * 249
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("CADOR_DELIVERY", "maybe-once"),
+        ("CADOR_GROUP_PROTOCOL", "share"),
+        ("CADOR_START_OFFSET", "5"),
+        ("CADOR_MAX_DELIVERIES", "0"),
+        ("CADOR_REVOKE_GRACE_SECONDS", "-1"),
+        ("CADOR_TIMEOUT_SECONDS", "0"),
+        ("CADOR_INLINE_RESULT_LIMIT", "0"),
+    ],
+)
+def test_wrong_values_for_kafka_are_named(variable: str, text: str) -> None:
+    """Like all others."""
+    (finding,) = findings_of(**KAFKA, **{variable: text})
+    assert finding.startswith(f"{variable}: ")
+
+
+def test_properties_are_secrets() -> None:
+    """Passwords of brokers stand among them."""
+    settings = load(**KAFKA, CADOR_KAFKA_PROPERTIES="sasl.password=hunter2")
+    assert "hunter2" not in f"{settings!r}{settings.rows()}"
+    secrets = {variable_of(name, row) for name, row in Settings.model_fields.items() if is_secret(row)}
+    assert secrets >= {f"CADOR_KAFKA_PROPERTIES{end}" for end in ("", "_CONSUMER", "_PRODUCER")}
 
 
 # --- Where values come from ---------------------------------------------------------------------------------------

@@ -35,6 +35,18 @@ class AlgorithmClient:
         return self._means.watch.described.describe.tagger
 
     @property
+    def name(self) -> str:
+        """`name/version` of the describe document."""
+        describe = self._means.watch.described.describe
+        return f"{describe.name}/{describe.version}"
+
+    @property
+    def gives_bare_images(self) -> bool:
+        """A stateless answer is one image, or a stateful job has images among its results."""
+        describe = self._means.watch.described.describe
+        return describe.whole_answer_is_image or (describe.asynchronous and bool(describe.output_images))
+
+    @property
     def image_inputs(self) -> Mapping[str, bool]:
         """The inputs that are images; name -> whether it is a list of them."""
         return self._means.watch.described.describe.input_images

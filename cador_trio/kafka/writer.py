@@ -1,0 +1,406 @@
+"""Effects made visible: one transaction at a time, or, at-least-once, delivery and then a commit.
+
+Blocking, for a thread of its own. A writer tries again whatever a try can cure, however long that takes, until
+`give_up`; it tells apart what the committer has to decide: a message that is refused, partitions that are gone, an
+outcome that nobody knows.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol, TypeVar
+
+import structlog
+from confluent_kafka import KafkaError, KafkaException, Producer
+from confluent_kafka import Message as KafkaMessage
+
+from cador_trio.errors import InstanceFenced, KafkaUnavailable
+from cador_trio.kafka.consumer import PollingThread, offset_of
+from cador_trio.kafka.effects import MAX_LISTED_TAGS, Commit, Effects, Role, Whereabouts
+from cador_trio.kafka.messages import Coordinates, Message
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+CALL_SECONDS: Final = 2.0  # one wait inside librdkafka; after it we look whether to give up
+FIRST_PAUSE_SECONDS: Final = 0.05
+LAST_PAUSE_SECONDS: Final = 2.0
+_FENCES: Final = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - librdkafka's names for its own errors start so
+_TOO_LARGE: Final = {KafkaError.MSG_SIZE_TOO_LARGE, KafkaError.RECORD_LIST_TOO_LARGE}
+
+
+class MessageRefused(Exception):
+    """One message is too large for its topic; nothing was committed."""
+
+    def __init__(self, effects: Effects, role: Role, size: int) -> None:
+        super().__init__(f"a message of {size} bytes was refused as {role}")
+        self.effects = effects
+        self.role = role
+        self.size = size
+
+
+class PartitionsGone(Exception):
+    """These partitions are another member's; nothing was committed."""
+
+    def __init__(self, partitions: set[int]) -> None:
+        super().__init__(f"partitions {sorted(partitions)} are no longer ours")
+        self.partitions = partitions
+
+
+class OutcomeUnknown(Exception):
+    """The producer is of no use any more; the transaction may have been committed or not."""
+
+
+class GaveUp(Exception):
+    """The daemon stops, and no broker helps."""
+
+
+class _Aborted(Exception):
+    """Nothing was committed, and another try may do."""
+
+
+class Writer(Protocol):
+    """How effects become visible."""
+
+    def open(self) -> None:
+        """Be ready to write. Raises GaveUp."""
+
+    def write(self, commit: Commit) -> None:
+        """Make it visible. Raises MessageRefused, PartitionsGone, OutcomeUnknown, GaveUp, InstanceFenced."""
+
+    def give_up(self) -> None:
+        """End whatever is tried at the moment, and all that comes. Called from another thread."""
+
+
+@dataclass
+class _Sent:
+    """Where the messages of one job have gone, as their delivery reports come in."""
+
+    effects: Effects
+    tags: dict[int, Coordinates] = field(default_factory=dict)
+    output: Coordinates | None = None
+
+    @property
+    def whereabouts(self) -> Whereabouts:
+        return Whereabouts([self.tags[index] for index in sorted(self.tags)], self.output)
+
+
+class Post:
+    """Sends the messages of some roles through some producers, and hears what became of them."""
+
+    def __init__(self, topics: Mapping[Role, str], patience: Patience) -> None:
+        self._topics = topics
+        self._patience = patience
+        self._failure: tuple[Effects, Role, int, KafkaError] | None = None
+
+    def letters(self, sent: _Sent, producers: Mapping[Role, Producer]) -> None:
+        """Tags, output and dead letter of one job, as far as these producers are for them."""
+        effects = sent.effects
+        if Role.TAG in producers and Role.TAG in self._topics:
+            for index, tag in enumerate(effects.tags()):
+                self._send(producers[Role.TAG], effects, Role.TAG, tag, self._tag_report(sent, index, tag.size))
+        for role, message in ((Role.OUTPUT, effects.output), (Role.DEAD_LETTER, effects.dead_letter)):
+            if role in producers and role in self._topics and message is not None:
+                self._send(producers[role], effects, role, message, self._report(sent, role, message.size))
+
+    def status(self, sent: _Sent, producers: Mapping[Role, Producer]) -> None:
+        """The terminal status, which tells where the others went."""
+        effects = sent.effects
+        if Role.STATUS in producers and Role.STATUS in self._topics and effects.status is not None:
+            message = effects.status(sent.whereabouts)
+            report = self._report(sent, Role.STATUS, message.size)
+            self._send(producers[Role.STATUS], effects, Role.STATUS, message, report)
+
+    def flush(self, producers: Mapping[Role, Producer]) -> None:
+        """Wait until all is acknowledged, or has failed.
+
+        Raises:
+            MessageRefused: a message is too large for its topic.
+            KafkaException: another failure of one of them.
+        """
+        for producer in set(producers.values()):
+            while producer.flush(CALL_SECONDS):
+                self._patience.check()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            effects, role, size, error = failure
+            if error.code() in _TOO_LARGE:
+                raise MessageRefused(effects, role, size)
+            raise KafkaException(error)
+
+    def deliver(
+        self,
+        sent: Sequence[_Sent],
+        producers: Mapping[Role, Producer],
+        step: Callable[[_Sent, Mapping[Role, Producer]], None],
+    ) -> None:
+        """One step for all jobs, outside of transactions; all of it again if a message of it failed.
+
+        Raises:
+            MessageRefused: a message is too large for its topic.
+            KafkaUnavailable: a producer is of no use any more.
+        """
+        while True:
+            try:
+                for one in sent:
+                    step(one, producers)
+                self.flush(producers)
+            except KafkaException as error:
+                reason: KafkaError = error.args[0]
+                if reason.fatal():
+                    raise KafkaUnavailable(f"a Kafka producer has given up: {reason.str()}") from error
+                log.warning("messages were not taken, and are sent again", reason=reason.str())
+                self._patience.rest()
+            else:
+                return
+
+    def forget(self) -> None:
+        """What failed is over: the transaction is aborted."""
+        self._failure = None
+
+    def _send(
+        self, producer: Producer, effects: Effects, role: Role, message: Message, report: Callable[..., None]
+    ) -> None:
+        while True:
+            try:
+                producer.produce(
+                    self._topics[role],
+                    value=message.value,
+                    key=message.key,
+                    headers=list(message.headers),
+                    on_delivery=report,
+                )
+            except BufferError:  # 100,000 are on their way: some of them have to arrive first
+                producer.poll(FIRST_PAUSE_SECONDS)
+                self._patience.check()
+            except KafkaException as error:
+                if error.args[0].code() in _TOO_LARGE:
+                    raise MessageRefused(effects, role, message.size) from None
+                raise
+            else:
+                return
+
+    def _report(self, sent: _Sent, role: Role, size: int) -> Callable[[KafkaError | None, KafkaMessage], None]:
+        def report(error: KafkaError | None, message: KafkaMessage) -> None:
+            if error is not None:
+                self._failure = self._failure or (sent.effects, role, size, error)
+            elif role is Role.OUTPUT:
+                sent.output = _coordinates(message)
+
+        return report
+
+    def _tag_report(self, sent: _Sent, index: int, size: int) -> Callable[[KafkaError | None, KafkaMessage], None]:
+        def report(error: KafkaError | None, message: KafkaMessage) -> None:
+            if error is not None:
+                self._failure = self._failure or (sent.effects, Role.TAG, size, error)
+            elif index < MAX_LISTED_TAGS:
+                sent.tags[index] = _coordinates(message)
+
+        return report
+
+
+class Patience:
+    """Whether trying again is still wanted, and the pauses between two tries."""
+
+    def __init__(self) -> None:
+        self._given_up = threading.Event()
+        self._pause = FIRST_PAUSE_SECONDS
+
+    def give_up(self) -> None:
+        """No more."""
+        self._given_up.set()
+
+    def check(self) -> None:
+        """Raises GaveUp if it is not."""
+        if self._given_up.is_set():
+            raise GaveUp
+
+    def rest(self) -> None:
+        """A pause, each longer than the last, until `refresh`. Raises GaveUp."""
+        self._given_up.wait(self._pause)
+        self._pause = min(2 * self._pause, LAST_PAUSE_SECONDS)
+        self.check()
+
+    def refresh(self) -> None:
+        """Something has worked."""
+        self._pause = FIRST_PAUSE_SECONDS
+
+    def insist(self, call: Callable[[], T]) -> T:
+        """The same call again, as long as that may cure it. Raises KafkaException, GaveUp."""
+        while True:
+            try:
+                return call()
+            except KafkaException as error:
+                reason: KafkaError = error.args[0]
+                if not reason.retriable() or reason.fatal() or reason.txn_requires_abort():
+                    raise
+            self.rest()
+
+
+class ExactlyOnce:
+    """A job's messages and its offset in one transaction. Topics on other clusters get theirs first, at least once."""
+
+    def __init__(  # noqa: PLR0913 - all by name
+        self,
+        *,
+        producer: Callable[[], Producer],
+        elsewhere: Mapping[Role, Producer],
+        topics: Mapping[Role, str],
+        request_topic: str,
+        polling: PollingThread,
+        transaction_seconds: float,
+    ) -> None:
+        """`producer` makes a new transactional one each time; `transaction_seconds` is its transaction.timeout.ms."""
+        self._make_producer = producer
+        self._producer: Producer
+        self._elsewhere = elsewhere
+        self._here: Mapping[Role, Producer] = {}
+        self._roles_here = [role for role in Role if role not in elsewhere]
+        self._request_topic = request_topic
+        self._polling = polling
+        self._transaction_seconds = transaction_seconds
+        self._patience = Patience()
+        self._post = Post(topics, self._patience)
+        self._began_at = 0.0
+
+    def open(self) -> None:
+        """A producer with our transactional id: what an earlier one left open is aborted, and it is fenced."""
+        while True:
+            self._producer = self._make_producer()
+            self._began_at = time.monotonic()
+            try:
+                self._patience.insist(lambda: self._producer.init_transactions(CALL_SECONDS))
+            except KafkaException as error:
+                log.warning("transactions are not to be had yet", reason=error.args[0].str())
+                self._patience.rest()
+            else:
+                self._here = dict.fromkeys(self._roles_here, self._producer)
+                self._patience.refresh()
+                return
+
+    def write(self, commit: Commit) -> None:
+        """See Writer."""
+        sent = [_Sent(effects) for effects in commit.batch]
+        self._deliver_elsewhere(sent)
+        while True:
+            try:
+                self._attempt(commit, sent)
+            except _Aborted as error:
+                log.warning("a transaction was aborted and is tried again", reason=str(error))
+                self._patience.rest()
+            else:
+                self._patience.refresh()
+                return
+
+    def give_up(self) -> None:
+        """See Writer."""
+        self._patience.give_up()
+
+    def _deliver_elsewhere(self, sent: Sequence[_Sent]) -> None:
+        """No transaction is open while another cluster keeps us waiting."""
+        if self._elsewhere:
+            self._post.deliver(sent, self._elsewhere, self._post.letters)
+
+    def _attempt(self, commit: Commit, sent: Sequence[_Sent]) -> None:
+        try:
+            self._began_at = time.monotonic()
+            self._producer.begin_transaction()
+            self._fill(commit, sent)
+            self._patience.insist(lambda: self._producer.commit_transaction(CALL_SECONDS))
+        except KafkaException as error:
+            self._judge(error.args[0])
+        except (MessageRefused, PartitionsGone):
+            self._abort()
+            raise
+        except KafkaUnavailable as error:
+            self._abort()
+            raise _Aborted(error.message) from error
+
+    def _fill(self, commit: Commit, sent: Sequence[_Sent]) -> None:
+        for one in sent:
+            self._post.letters(one, self._here)
+        self._post.flush(self._here)  # true offsets for the statuses
+        everywhere = {**self._elsewhere, **self._here}
+        for one in sent:
+            self._post.status(one, everywhere)
+        # Before the offsets, or librdkafka waits a tenth of a second for the broker to keep up with itself.
+        self._post.flush(everywhere)
+        if commit.points:
+            snapshot = self._polling.take_snapshot()
+            gone = {part for part, number in commit.numbers.items() if snapshot.owned.get(part) != number}
+            if gone:
+                raise PartitionsGone(gone)
+            offsets = [offset_of(self._request_topic, part, point) for part, point in commit.points.items()]
+            self._patience.insist(
+                lambda: self._producer.send_offsets_to_transaction(offsets, snapshot.metadata, CALL_SECONDS)
+            )
+
+    def _judge(self, error: KafkaError) -> None:
+        """After a failure: abort what can be aborted; what can't is for the committer."""
+        if error.code() in _FENCES and time.monotonic() - self._began_at < self._transaction_seconds:
+            # The broker fences by itself only what has been open for longer than that.
+            raise InstanceFenced(
+                "another instance has taken over our transactions",
+                hint="give every instance its own CADOR_INSTANCE_ID",
+            )
+        if error.fatal() or error.code() in _FENCES:
+            raise OutcomeUnknown(error.str())
+        self._abort()
+        raise _Aborted(error.str())
+
+    def _abort(self) -> None:
+        try:
+            self._patience.insist(lambda: self._producer.abort_transaction(CALL_SECONDS))
+        except KafkaException as error:
+            raise OutcomeUnknown(error.args[0].str()) from error
+        finally:
+            self._producer.flush(0)  # what was purged reports that now
+            self._post.forget()
+
+
+class AtLeastOnce:
+    """Everything delivered and acknowledged first, then the offsets: a crash in between says it twice."""
+
+    def __init__(
+        self, *, producers: Mapping[Role, Producer], topics: Mapping[Role, str], polling: PollingThread
+    ) -> None:
+        self._producers = producers
+        self._polling = polling
+        self._patience = Patience()
+        self._post = Post(topics, self._patience)
+
+    def open(self) -> None:
+        """Nothing to prepare."""
+
+    def write(self, commit: Commit) -> None:
+        """See Writer."""
+        sent = [_Sent(effects) for effects in commit.batch]
+        self._post.deliver(sent, self._producers, self._post.letters)
+        self._post.deliver(sent, self._producers, self._post.status)
+        self._commit(commit)
+
+    def give_up(self) -> None:
+        """See Writer."""
+        self._patience.give_up()
+
+    def _commit(self, commit: Commit) -> None:
+        """The messages are out, so the jobs are done here; others do them too if their partitions have gone."""
+        while commit.points:
+            try:
+                committed = self._polling.commit(commit.points, commit.numbers)
+            except KafkaUnavailable as error:
+                log.warning("offsets are not committed yet", reason=error.message)
+                self._patience.rest()
+            else:
+                if gone := set(commit.points) - committed:
+                    log.warning("partitions have gone before their offsets were committed", partitions=sorted(gone))
+                break
+        self._patience.refresh()
+
+
+def _coordinates(message: KafkaMessage) -> Coordinates:
+    return Coordinates(message.topic() or "", message.partition() or 0, message.offset() or 0)
