@@ -38,10 +38,12 @@ demo *arguments: install
 docs: install
     {{ python }} -m cador_trio.settings_page > docs/settings.md
 
-# Speed beside a peer, as ratios; takes some minutes
+# Speed beside a peer, as ratios; takes some minutes. Kafka's part needs Java 17 and Maven
 bench: install
+    {{ uv }} pip install --quiet --python {{ python }} --require-hashes -r requirements-bench.lock
     {{ python }} -m benchmarks.latency
     {{ python }} -m benchmarks.idle
+    {{ python }} -m benchmarks.kafka
 
 # Uploads beside plain libcloud and other clients, as ratios; some minutes. `--quick` for a look
 bench-storage *arguments: install

@@ -1,7 +1,8 @@
-"""An algorithm that answers at once, so that what a request costs is what stands before it.
+"""An algorithm that answers at once, so that what a request costs is what stands before it; or after so many seconds.
 
 Just enough HTTP for well-behaved clients: whole requests with a Content-Length, one after the other. A process of its
-own: its URL is the first line on stdout.
+own: `python -m benchmarks.instant_algorithm [SECONDS]`; its URL is the first line on stdout. `GET /visits` tells when
+each job came and went, in seconds of its own clock.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import partial
 from typing import Final, cast
 
 DESCRIBE: Final = {
@@ -45,8 +47,10 @@ _DONE: Final = _answer(b'{"count":3}')
 
 
 class _Connection(asyncio.Protocol):
-    def __init__(self) -> None:
+    def __init__(self, seconds: float, visits: list[tuple[float, float]]) -> None:
         self._received = b""
+        self._seconds = seconds
+        self._visits = visits
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -60,15 +64,29 @@ class _Connection(asyncio.Protocol):
             if len(self._received) < whole:
                 break
             self._received = self._received[whole:]
-            self._transport.write(_DONE if head.startswith(b"post") else _DESCRIBED)
+            if head.startswith(b"post") and self._seconds:
+                loop = asyncio.get_running_loop()
+                loop.call_later(self._seconds, self._finish, loop.time())
+            elif head.startswith(b"post"):
+                self._transport.write(_DONE)
+            elif head.startswith(b"get /visits "):
+                self._transport.write(_answer(json.dumps(self._visits).encode()))
+            else:
+                self._transport.write(_DESCRIBED)
+
+    def _finish(self, came: float) -> None:
+        self._visits.append((came, asyncio.get_running_loop().time()))
+        self._transport.write(_DONE)
 
 
-async def _serve() -> None:
-    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", 0)
+async def _serve(seconds: float) -> None:
+    visits: list[tuple[float, float]] = []
+    make = partial(_Connection, seconds, visits)
+    server = await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0)
     sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}\n")
     sys.stdout.flush()
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    asyncio.run(_serve())
+    asyncio.run(_serve(float(sys.argv[1]) if len(sys.argv) > 1 else 0.0))

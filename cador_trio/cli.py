@@ -86,11 +86,19 @@ def check(env_file: Path | None, profiles: tuple[str, ...]) -> None:
 @main.command()
 @click.option("--keep", is_flag=True, help="Stay up after the result is shown, until Ctrl-C.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Folder for the mask and the picture.")
-def demo(keep: bool, output: Path | None) -> None:
+@click.option("--kafka", "by_kafka", is_flag=True, help="Send the job by Kafka: a mock cluster, nothing needed.")
+@click.option(
+    "--brokers",
+    metavar="HOST:PORT,...",
+    help="By a real Kafka, exactly once. Topics are created there, and deleted at the end unless --keep. "
+    "CADOR_KAFKA_PROPERTIES has the credentials.",
+)
+def demo(keep: bool, output: Path | None, by_kafka: bool, brokers: str | None) -> None:
     """Find the bodies of water around the Black Sea and the Caspian, and compare them with an atlas."""
-    from cador_trio.commands.demo import run_demo
+    from cador_trio.commands.demo import KafkaChoice, run_demo
 
-    sys.exit(run_demo(keep=keep, output=output))
+    kafka = KafkaChoice(brokers) if by_kafka or brokers is not None else None
+    sys.exit(run_demo(keep=keep, output=output, kafka=kafka))
 
 
 @main.command()

@@ -38,10 +38,11 @@ from cador_trio.algorithm.watch import PARALLEL_REQUESTS, Watch
 from cador_trio.capacity import Capacity, Limits, open_capacity
 from cador_trio.errors import CadorError, Conflict, InstanceFenced, SettingsError
 from cador_trio.intake.http.app import create_app
-from cador_trio.intake.http.door import Door
+from cador_trio.intake.http.door import Door, MessageFacts
 from cador_trio.intake.http.server import Certificate, open_listener, renew_certificate, serve_http, server_tls
 from cador_trio.intake.request import decode_request
 from cador_trio.job import Answer, EndReason, Job, JobRequest, Json, JsonObject, Referential
+from cador_trio.kafka.asyncapi import asyncapi_document, schemas
 from cador_trio.kafka.room import KafkaRoom
 from cador_trio.observe.health import STUCK_SECONDS, Health, Phase
 from cador_trio.registry import Registry
@@ -165,8 +166,17 @@ async def serve(
             async with open_capacity(connections, _limits(settings)) as capacity, trio.open_nursery() as jobs:
                 watch.is_working = lambda: capacity.figures().in_use > 0
                 house = _house(settings, watch, store, spool, registry, capacity)
-                publisher = Untold() if kafka is None else kafka.rest_publisher()
-                door = Door(settings, house, publisher, Documents(watch), check_storage, health, jobs, _now_ms)
+                door = Door(
+                    settings=settings,
+                    house=house,
+                    publisher=Untold() if kafka is None else kafka.rest_publisher(),
+                    documents=Documents(watch),
+                    messages=_message_facts(settings, kafka),
+                    read_storage=check_storage,
+                    health=health,
+                    jobs_nursery=jobs,
+                    now_ms=_now_ms,
+                )
                 url = _url(settings, listener)
                 http = _HttpService(door, listener, tls, ending)
                 await services.start(http.serve)
@@ -308,6 +318,13 @@ async def _kafka_room(settings: Settings, health: Health) -> KafkaRoom | None:
     if not settings.has_kafka:
         return None
     return await trio.to_thread.run_sync(KafkaRoom, settings, health, _now_ms)
+
+
+def _message_facts(settings: Settings, kafka: KafkaRoom | None) -> MessageFacts:
+    """What the HTTP door tells about messages."""
+    documents = {f"/asyncapi/schemas/{name}.json": schema for name, schema in schemas().items()}
+    documents["/asyncapi"] = asyncapi_document(settings, __version__)
+    return MessageFacts(documents, lambda: None if kafka is None else kafka.guarantee)
 
 
 def _decode(data: bytes) -> JobRequest:

@@ -183,6 +183,10 @@ class Registry:
                 f"no job {job_id[:60]!r} here", hint="jobs are known to the process that runs them, for a while"
             ) from None
 
+    def find(self, job_id: UUID) -> JobRecord | None:
+        """The job of this id, if it is known here."""
+        return self._records.get(job_id)
+
     def by_idempotency_key(self, key: str) -> JobRecord | None:
         """The job that was posted with this `Idempotency-Key`, if it is still known."""
         job_id = self._keys.get(key)

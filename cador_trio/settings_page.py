@@ -38,7 +38,8 @@ _TAIL: Final = """
 | 0 | ended in order |
 | 1 | an unexpected error, or the port is taken |
 | 2 | wrong settings or wrong usage |
-| 3 | `check` or `demo` found that something does not work |
+| 3 | `check` or `demo` found that something does not work, or `submit` or `dead-letters` could not do its work |
+| 4 | another instance uses the same `CADOR_INSTANCE_ID` |
 | 128 + n | a second signal, n, came before the first had been obeyed |
 """
 

@@ -10,14 +10,17 @@ import io
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import trio
 
-from cador_trio.errors import CadorError
+from cador_trio.commands.endings import UsageWrong
+from cador_trio.errors import CadorError, SettingsError
 
 EXIT_OK: Final = 0
+EXIT_SETTINGS: Final = 2
 EXIT_FAILED: Final = 3
 EXIT_INTERRUPTED: Final = 128 + 2  # SIGINT, as a shell counts it
 
@@ -36,15 +39,25 @@ class DemoFailed(Exception):
         self.hint = hint
 
 
-def run_demo(keep: bool, output: Path | None = None) -> int:
+@dataclass(frozen=True, slots=True)
+class KafkaChoice:
+    """The job goes by Kafka: by these brokers (`host:port,...`), or by a mock cluster of the demo's own."""
+
+    brokers: str | None = None
+
+
+def run_demo(keep: bool, output: Path | None = None, kafka: KafkaChoice | None = None) -> int:
     """Run the example algorithm and a daemon, send one job through both, and show what comes out.
+
+    The job goes by HTTP, or by the Kafka that is chosen.
 
     Blocks until the end, or with `keep` until Ctrl-C or SIGTERM; belongs to the main thread, for the signals' sake.
     What is stored and drawn goes to the folder `output` (default: `demo-output` in the working directory), which is
     made if need be; files of an earlier demo in it are overwritten.
 
     Returns:
-        The process's exit code: 0 it works, 3 something does not (standard error says what), 130 it was interrupted.
+        The process's exit code: 0 it works, 2 the brokers or their properties can't be meant, 3 something does not work
+        (standard error says what), 130 it was interrupted.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal without UTF-8 gets a question mark for km², no traceback
@@ -54,7 +67,7 @@ def run_demo(keep: bool, output: Path | None = None) -> int:
     from cador_trio.commands.demonstration import demonstrate  # noqa: PLC0415 - it needs the extra
 
     try:
-        finished = trio.run(demonstrate, keep, (output or DEFAULT_OUTPUT).absolute())
+        finished = trio.run(demonstrate, keep, (output or DEFAULT_OUTPUT).absolute(), kafka)
     except KeyboardInterrupt:
         finished = False
     except Exception as error:
@@ -70,7 +83,9 @@ def _explain(error: Exception) -> int:
         return _fail("an unexpected error, see above", "the traceback belongs into a bug report")
     for failure in failures:
         _fail(failure.message, failure.hint)
-    return EXIT_FAILED
+    return (
+        EXIT_SETTINGS if any(isinstance(failure, SettingsError | UsageWrong) for failure in failures) else EXIT_FAILED
+    )
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

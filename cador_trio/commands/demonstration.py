@@ -1,6 +1,7 @@
 """The demo, step by step: algorithm, daemon, one job from request to results, and what is shown of it.
 
-Talks to the daemon over its REST API alone, as any client would; that both run here is for the user's convenience.
+The job goes by HTTP (`demo_http.py`) or by Kafka (`demo_kafka.py`), as any client's would; that everything runs here is
+for the user's convenience.
 """
 
 from __future__ import annotations
@@ -11,21 +12,22 @@ import io
 import json
 import signal
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import trio
 from PIL import Image
 from rich.console import Console
-from rich.status import Status
 
 from cador_trio.commands.atlas import Sighting, compare, shortcomings
-from cador_trio.commands.demo import DemoFailed
+from cador_trio.commands.demo import DemoFailed, KafkaChoice
+from cador_trio.commands.demo_http import HttpRoad, Results, Road
+from cador_trio.commands.demo_kafka import KafkaRoad, open_kafka_road
 from cador_trio.commands.picture import Frame, draw
 from cador_trio.commands.processes import JOB_SECONDS, find_algorithm, open_algorithm, open_daemon
-from cador_trio.commands.report import Places, bodies_table, done, places_text
+from cador_trio.commands.report import Places, bodies_table, places_text
 from cador_trio.job import JsonObject
 from cador_trio.observe.logs import set_up_logs
 
@@ -34,20 +36,11 @@ IMAGE: Final = "blue-marble-black-sea-caspian.png"
 FRAME: Final = Frame(24.0, 50.0, 1 / 15, -1 / 15)
 TASK: Final = "demo"
 
-ASK_AGAIN_SECONDS: Final = 0.1  # between looks at a daemon that isn't ready
 
-
-@dataclass(frozen=True, slots=True)
-class Results:
-    """What the daemon answered. `features` are in longitude and latitude, `mask` is the reference of a stored image."""
-
-    url: str
-    features: list[JsonObject]
-    mask: JsonObject
-
-
-async def demonstrate(keep: bool, folder: Path) -> bool:
+async def demonstrate(keep: bool, folder: Path, kafka: KafkaChoice | None = None) -> bool:
     """Run the whole demo; with `keep` it stays up at the end until a signal says stop.
+
+    The job goes by HTTP, or by the Kafka that is chosen.
 
     Returns:
         Whether it came to its end; False if SIGINT or SIGTERM came first.
@@ -65,14 +58,25 @@ async def demonstrate(keep: bool, folder: Path) -> bool:
             life.start_soon(_obey, signals, has_finished, stop, life.cancel_scope)
             async with (
                 open_algorithm(algorithm, console) as algorithm_url,
-                open_daemon(algorithm_url, folder, console) as url,
+                _open_road(kafka, keep, console) as road,
+                open_daemon(algorithm_url, folder, console, road.settings) as url,
             ):
-                await _show_all(url, algorithm / IMAGE, folder, keep, console)
+                results = await _run_job(road, url, algorithm / IMAGE, folder)
+                await _show_all(results, url, algorithm / IMAGE, folder, keep, console)
                 has_finished.set()
                 if keep:
                     await stop.wait()
             life.cancel_scope.cancel("the demo is over")
     return has_finished.is_set()
+
+
+@asynccontextmanager
+async def _open_road(kafka: KafkaChoice | None, keep: bool, console: Console) -> AsyncIterator[Road]:
+    if kafka is None:
+        yield HttpRoad(console)
+    else:
+        async with open_kafka_road(kafka.brokers, keep, console) as road:
+            yield road
 
 
 async def _obey(
@@ -98,8 +102,9 @@ def _make(folder: Path) -> None:
 # --- The job -----------------------------------------------------------------------------------------------------
 
 
-async def _show_all(url: str, image: Path, folder: Path, keep: bool, console: Console) -> None:
-    results = await _run_job(url, image, folder, console)
+async def _show_all(  # noqa: PLR0913, PLR0917 - what there is to show, and where
+    results: Results, url: str, image: Path, folder: Path, keep: bool, console: Console
+) -> None:
     sightings, size = await _compare(results, image)
     mask = await _verify_mask(results, size)
     picture, geojson = folder / "water.png", folder / "water.geojson"
@@ -116,10 +121,10 @@ async def _show_all(url: str, image: Path, folder: Path, keep: bool, console: Co
         raise DemoFailed("; ".join(wrong), "the picture shows where the shores went: compare them with the image")
 
 
-async def _run_job(url: str, image: Path, folder: Path, console: Console) -> Results:
-    """Send the image, watch the job, fetch its results."""
+async def _run_job(road: Road, url: str, image: Path, folder: Path) -> Results:
+    """Send the image by this road; what came back. Raises DemoFailed."""
     content = base64.b64encode(await trio.Path(image).read_bytes()).decode("ascii")
-    request = {
+    request: JsonObject = {
         "image": content,
         "technicalMetadata": {
             "taskId": TASK,
@@ -129,62 +134,18 @@ async def _run_job(url: str, image: Path, folder: Path, console: Console) -> Res
                 "lonStep": FRAME.longitude_step,
             },
             "outputStorage": {"POSIX": {"folder": str(folder)}},
+            "postProcessing": {"tags": isinstance(road, KafkaRoad)},
         },
     }
     try:
         with trio.fail_after(JOB_SECONDS):
-            async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=JOB_SECONDS) as client:
-                with console.status("Waiting for the daemon to be ready …"):
-                    await _wait_ready(client)
-                with console.status("The job …") as line:
-                    answer = await client.post("/api/v1/jobs", json=request, headers={"Prefer": "respond-async"})
-                    status = await _follow(client, _json(answer, 202)["href"], line)
-                done(console, f"Job {status['jobId']} with {IMAGE} succeeded in {status['duration'] / 1000:.2f} s")
-                water = _json(await client.get(f"{status['href']}/water"), 200)
-                mask = _json(await client.get(f"{status['href']}/mask"), 200)
+            return await road.run_job(url, request, IMAGE)
     except trio.TooSlowError as error:
         raise DemoFailed(
             f"the job took longer than {JOB_SECONDS:.0f} s", "is the machine busy? try once more"
         ) from error
     except httpx.HTTPError as error:
         raise DemoFailed(f"the daemon at {url} does not answer: {error}", "its log is above") from error
-    return Results(status["href"], water["features"], mask)
-
-
-async def _wait_ready(client: httpx.AsyncClient) -> None:
-    while True:
-        answer = await client.get("/readyz")
-        if answer.status_code == 200:
-            return
-        await trio.sleep(ASK_AGAIN_SECONDS)
-
-
-async def _follow(client: httpx.AsyncClient, status_url: str, line: Status) -> dict[str, Any]:
-    """Show the job's events until its end; its last status. Raises DemoFailed if that is not SUCCEEDED."""
-    status: dict[str, Any] = {}
-    async with client.stream("GET", status_url.removesuffix("/status") + "/events") as stream:
-        async for text in stream.aiter_lines():
-            if text.startswith("data:"):
-                status = json.loads(text.removeprefix("data:"))
-                line.update(f"The job is {status['status']}, {status['progress']} %")
-    if status.get("status") != "SUCCEEDED":
-        raise DemoFailed(
-            f"the job is {status.get('status', 'lost')}: {status.get('message', '')}", status.get("hint", "")
-        )
-    return status
-
-
-def _json(answer: httpx.Response, expected: int) -> dict[str, Any]:
-    """The JSON object in an answer. Raises DemoFailed with the daemon's own words on any other status."""
-    if answer.status_code == expected:
-        document: dict[str, Any] = answer.json()
-        return document
-    try:
-        error = answer.json()
-        message, hint = error["message"], error.get("hint", "")
-    except (ValueError, KeyError, TypeError):
-        message, hint = answer.text[:200], ""
-    raise DemoFailed(f"{answer.request.method} {answer.url.path} was answered {answer.status_code}: {message}", hint)
 
 
 # --- What came out -----------------------------------------------------------------------------------------------

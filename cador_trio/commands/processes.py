@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 from rich.console import Console
@@ -81,20 +81,23 @@ async def _watch(process: trio.Process) -> None:
 
 
 @asynccontextmanager
-async def open_daemon(algorithm_url: str, folder: Path, console: Console) -> AsyncIterator[str]:
+async def open_daemon(
+    algorithm_url: str, folder: Path, console: Console, more: Mapping[str, Any]
+) -> AsyncIterator[str]:
     """Run the daemon on a free port in front of the algorithm; gives its base URL, ends it in order at the exit.
 
-    It may store in `folder`. Raises CadorError if it can't start.
+    It may store in `folder`; `more` are further settings by their names. Raises CadorError if it can't start.
     """
-    settings = Settings(
-        processing_server=algorithm_url,
-        host="127.0.0.1",
-        port=0,
-        posix_roots=(folder,),
-        job_timeout_seconds=JOB_SECONDS,
-        shutdown_grace_seconds=1,
-        log_level="warning",
-    )
+    own = {
+        "processing_server": algorithm_url,
+        "host": "127.0.0.1",
+        "port": 0,
+        "posix_roots": (folder,),
+        "job_timeout_seconds": JOB_SECONDS,
+        "shutdown_grace_seconds": 1,
+        "log_level": "warning",
+    }
+    settings = Settings.model_validate({**own, **more})
     async with trio.open_nursery() as nursery:
         serving: daemon.Serving = await nursery.start(daemon.serve, settings)
         done(console, f"The daemon in front of it listens at {serving.url}")

@@ -175,7 +175,13 @@ class Committer:
             if point is not None and (offsets or claim.ledger.is_dirty):
                 points[claim.partition], numbers[claim.partition] = point, claim.number
         if batch or points:
-            await self._write(batch, Commit([one.effects for one in batch], points, numbers))
+            try:
+                await self._write(batch, Commit([one.effects for one in batch], points, numbers))
+            except BaseException:  # nothing goes on after that, and no job may be left without a verdict
+                for pending in batch:
+                    if not pending.decided.is_set():
+                        _decide(pending, Done.DROPPED)
+                raise
         self._round_over.set()
         self._round_over = trio.Event()
 
@@ -193,9 +199,6 @@ class Committer:
         except OutcomeUnknown as doubt:
             log.warning("the outcome of a transaction is not known, so it is looked up", reason=str(doubt))
             await self._recover(batch, commit)
-        except GaveUp:
-            self._decide_some(batch, [one.effects for one in batch], Done.DROPPED)
-            raise
         else:
             self._note(commit)
             self._decide_some(batch, commit.batch, Done.COMMITTED)

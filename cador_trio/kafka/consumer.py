@@ -64,10 +64,6 @@ class Listener(Protocol):
     """Who hears of partitions and records. Called in the Trio thread; none may fail."""
 
     @property
-    def room(self) -> int:
-        """How many records are wanted; a hint, read from the polling thread."""
-
-    @property
     def is_busy(self) -> bool:
         """Jobs run, so that wishes are to be expected; read from the polling thread."""
 
@@ -236,10 +232,9 @@ class PollingThread:
 
     def _batch(self, first: KafkaMessage) -> list[KafkaMessage]:
         """What is at hand besides the first one; `consume` with a patience of its own would wait it out."""
-        more = min(BATCH_RECORDS, self._listener.room) - 1
-        if more <= 0 or len(first) > BATCH_BYTES:
+        if len(first) > BATCH_BYTES:
             return [first]
-        return [first, *self._consumer.consume(more, 0)]
+        return [first, *self._consumer.consume(BATCH_RECORDS - 1, 0)]
 
     def _hand_on(self, messages: Sequence[KafkaMessage]) -> None:
         records = []

@@ -7,7 +7,7 @@ its messages are a courtesy, and its caller is not kept waiting for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
@@ -106,12 +106,13 @@ class Teller:
     def __init__(self, desk: Desk) -> None:
         self.ticket = Ticket()
         self._desk = desk
+        self.is_over = False  # nothing more is told
         self._told_at = 0.0  # trio's clock
         self._told: JobState | None = None
 
     def tell(self, record: JobRecord) -> None:
         """It has a new state, or new progress; the latter is told now and then."""
-        if not self._desk.statuses.are_wanted or record.state.is_terminal or record.ended.is_set():
+        if self.is_over or not self._desk.statuses.are_wanted or record.state.is_terminal:
             return
         now = trio.current_time()
         if record.state is not self._told or now - self._told_at >= PROGRESS_SECONDS:
@@ -132,6 +133,7 @@ class KafkaDelivery:
         self._teller = Teller(desk)
         self._has_begun = False
         self._letter_limit = desk.largest_message
+        self._is_told = True  # by a terminal status
 
     @property
     def takes_tags(self) -> bool:
@@ -160,6 +162,8 @@ class KafkaDelivery:
         while True:
             try:
                 effects = await self._effects(record, outcome, tags)
+                if not self._is_told:
+                    effects = replace(effects, status=None)
             except CadorError as error:  # a result that no message can hold
                 outcome, tags = Failed(error.again()), ()
                 continue
@@ -170,6 +174,9 @@ class KafkaDelivery:
                     return self._give_back(EndReason.REVOKED if self._claim.gone.is_set() else EndReason.SHUTDOWN)
                 case Refused(role=Role.DEAD_LETTER, size=size):
                     self._letter_limit = size - 1  # a smaller form of it, in the end none
+                case Refused(role=Role.STATUS) if not isinstance(outcome, Succeeded):
+                    log.error("a terminal status fits its topic in no form", record=repr(self._record))
+                    self._is_told = False
                 case Refused(role=role, size=size):
                     outcome, tags = _too_large(role, size), ()
 
@@ -178,6 +185,11 @@ class KafkaDelivery:
         facts = StatusFacts(JobState.FAILED, 0, self._failure_text(error), 0, self._desk.now_ms())
         letter = self._dead_letter(error, (), job_id, subject)
         return self._told(letter, lambda _: self._desk.status(subject, facts))
+
+    def smaller_letter(self, refused: int, error: CadorError, job_id: UUID, subject: Subject) -> Message | None:
+        """The dead letter of such a request in a form below `refused` bytes; None if there is none."""
+        self._letter_limit = refused - 1
+        return self._dead_letter(error, (), job_id, subject)
 
     def passed_over(self) -> Effects:
         """The effects of a record that is none of our business: its offset is done."""
@@ -197,6 +209,8 @@ class KafkaDelivery:
 
     async def _statuses_there(self) -> None:
         """ACCEPTED and RUNNING come before the end; unless nothing will ever be committed here."""
+        if self._teller.ticket.is_all_there:
+            return
         async with trio.open_nursery() as nursery:
 
             async def until_gone() -> None:
@@ -274,6 +288,7 @@ class KafkaDelivery:
         return f"{error.message} (request {self._record.topic}/{self._record.partition}/{self._record.offset})"
 
     def _give_back(self, reason: EndReason) -> GivenBack:
+        self._teller.is_over = True
         if not self._claim.gone.is_set():
             self._claim.ledger.give_back(self._record.offset)
             self._desk.committer.note_begun()

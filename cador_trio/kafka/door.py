@@ -12,7 +12,8 @@ import math
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Final
 from uuid import NAMESPACE_URL, UUID, uuid4, uuid5
 
@@ -24,7 +25,6 @@ from cador_trio.errors import (
     CadorError,
     Conflict,
     DeliveredTooOften,
-    NotFound,
     RequestRefused,
     SpoolFull,
 )
@@ -33,7 +33,7 @@ from cador_trio.json_text import THREAD_BYTES
 from cador_trio.kafka.committer import Claim, Claims
 from cador_trio.kafka.consumer import Assigned, PollingThread
 from cador_trio.kafka.delivery import Desk, KafkaDelivery
-from cador_trio.kafka.effects import Effects, Refused
+from cador_trio.kafka.effects import Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Delivered, Ledger
 from cador_trio.kafka.messages import CORRELATION_HEADER, KIND_HEADER, TRACE_HEADER, Record, Subject
 from cador_trio.registry import JobRecord
@@ -41,8 +41,10 @@ from cador_trio.run_job import House, Plan, admit, run_job
 
 log = structlog.get_logger(__name__)
 
-LANE_BYTES: Final = 16 * 1024 * 1024  # of waiting records, a partition; past it the partition is paused
-LEAST_LANE: Final = 4  # waiting records that a partition may have, however many partitions there are
+# What may wait in a lane before its partition is paused. A paused partition drops what librdkafka has fetched of it, and
+# takes a quarter of a second to flow again: so many records keep even quick jobs busy meanwhile.
+LANE_RECORDS: Final = 250
+WAITING_BYTES: Final = 64 * 1024 * 1024  # the same, in bytes, over all lanes
 RETRY_SECONDS: Final = 1.0  # between two looks whether a job can be admitted
 SETTLE_SECONDS: Final = 10.0  # for what is already with the committer when a partition goes
 LONGEST_TASK_ID: Final = 1_000  # characters: it is a key, a header and part of every message
@@ -90,6 +92,7 @@ class Errand:
         self._job_record: JobRecord | None = None
         self._delivery = KafkaDelivery(door.desk, lane.claim, record, self._leave_queue)
         self._subject = Subject(str(self._job_id), _text(record, CORRELATION_HEADER) or str(uuid4()), None, 1)
+        self._is_read = False  # so the subject is the job's own
 
     async def run(self) -> None:
         """Its whole life. Raises nothing but Cancelled."""
@@ -124,7 +127,7 @@ class Errand:
         admitted: tuple[Job, Plan] | None = None
         with self._scope:
             admitted = await self._admitted()
-        if admitted is None:
+        if admitted is None or self._scope.cancel_called:  # nothing on its way there may have waited
             log.info("request given back before it began", record=repr(self.record), reason=str(self._reason))
             return
         self._job_record = self._door.house.registry.add(admitted[0])
@@ -158,7 +161,6 @@ class Errand:
         value = self.record.value
         if value is None:
             raise RequestRefused("the request has no value", hint="a null value is no request; send a JSON object")
-        self._subject = _with_task_id(self._subject, value)
         work = self._door.decode
         request = work(value) if len(value) <= THREAD_BYTES else await trio.to_thread.run_sync(work, value)
         trace = _text(self.record, TRACE_HEADER)
@@ -177,30 +179,35 @@ class Errand:
             raise RequestRefused(
                 f"technicalMetadata.taskId has {len(job.task_name)} characters, more than {LONGEST_TASK_ID}"
             )
-        self._subject = Subject.of(job)
+        self._subject, self._is_read = Subject.of(job), True
         return job
 
     async def _is_first_here(self, job_id: UUID) -> bool:
         """Whether no run of an earlier delivery is still winding down here; waits for the end of one that is."""
-        try:
-            known = self._door.house.registry.get(str(job_id))
-        except NotFound:
-            return True
-        if known.ended.is_set():
+        known = self._door.house.registry.find(job_id)
+        if known is None or known.ended.is_set():
             return True
         await known.ended.wait()
         return False
 
     async def _refuse(self, error: CadorError) -> None:
-        await self._settle(self._delivery.refused(error, self._job_id, self._subject))
-
-    async def _settle(self, effects: Effects) -> None:
-        """Commit these; a dead letter that is too large for its topic goes in a smaller form."""
-        self._leave_queue()
-        verdict = await self._door.desk.committer.commit(effects)
-        if isinstance(verdict, Refused):
+        """A dead letter that is too large for its topic goes in a smaller form; what fits in none is left out."""
+        value = self.record.value
+        if not self._is_read and value is not None:
+            read = partial(_with_task_id, self._subject, value)
+            self._subject = read() if len(value) <= THREAD_BYTES else await trio.to_thread.run_sync(read)
+        effects = self._delivery.refused(error, self._job_id, self._subject)
+        while isinstance(verdict := await self._settle(effects), Refused):
             log.error("a refusal can't be told as it is", record=repr(self.record), role=str(verdict.role))
-            await self._door.desk.committer.commit(Effects(effects.source, status=effects.status))
+            if verdict.role is Role.DEAD_LETTER:
+                letter = self._delivery.smaller_letter(verdict.size, error, self._job_id, self._subject)
+                effects = replace(effects, dead_letter=letter)
+            else:
+                effects = replace(effects, status=None)
+
+    async def _settle(self, effects: Effects) -> Verdict:
+        self._leave_queue()
+        return await self._door.desk.committer.commit(effects)
 
     def _leave_queue(self) -> None:
         if self.is_queued:
@@ -317,21 +324,16 @@ class KafkaDoor:
             self._alone = errand
         if record.key is not None:
             self._busy_keys.add((record.partition, record.key))
-        if lane.is_paused and len(lane.waiting) <= self._lane_limit() // 2 and lane.size <= LANE_BYTES // 2:
+        if lane.is_paused and len(lane.waiting) <= LANE_RECORDS // 2 and lane.size <= self._lane_bytes() // 2:
             lane.is_paused = False
             self._polling.resume([record.partition])
         return errand
 
-    def _lane_limit(self) -> int:
-        """Records that may wait in one lane: two for each slot, over all lanes."""
-        return max(LEAST_LANE, 2 * self._slots // max(1, len(self._lanes)))
+    def _lane_bytes(self) -> int:
+        """Bytes that may wait in one lane; one record more is no matter."""
+        return WAITING_BYTES // max(1, len(self._lanes))
 
     # --- the polling thread's listener
-
-    @property
-    def room(self) -> int:
-        """See Listener."""
-        return self._lane_limit()
 
     @property
     def is_busy(self) -> bool:
@@ -358,7 +360,7 @@ class KafkaDoor:
                 self.desk.committer.note_begun()
                 continue
             lane.put(record, delivered)
-            if not lane.is_paused and (len(lane.waiting) >= self._lane_limit() or lane.size > LANE_BYTES):
+            if not lane.is_paused and (len(lane.waiting) >= LANE_RECORDS or lane.size > self._lane_bytes()):
                 lane.is_paused = True
                 full.append(record.partition)
         self._wake.set()
@@ -421,10 +423,11 @@ def _text(record: Record, header: str) -> str | None:
 
 def _with_task_id(subject: Subject, value: bytes) -> Subject:
     """The task id of a request that may be refused yet, if one can be read: its FAILED goes under it."""
-    if b"taskId" not in value or len(value) > THREAD_BYTES:
+    if b"taskId" not in value:
         return subject
     try:
-        task_id = json.loads(value)["technicalMetadata"]["taskId"]
+        # With a hook in Python, a large one lets other threads go on.
+        task_id = json.loads(value, object_hook=lambda found: found)["technicalMetadata"]["taskId"]
     except (ValueError, TypeError, LookupError, RecursionError):
         return subject
     is_one = isinstance(task_id, str | int) or (isinstance(task_id, float) and math.isfinite(task_id))

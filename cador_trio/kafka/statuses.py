@@ -5,8 +5,7 @@ A job's terminal status is no business of this module, but it waits until what w
 
 from __future__ import annotations
 
-import threading
-from contextlib import suppress
+from functools import partial
 from typing import Final
 
 import structlog
@@ -18,7 +17,7 @@ from cador_trio.kafka.messages import Message
 
 log = structlog.get_logger(__name__)
 
-POLL_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.003  # between two looks for acknowledgements, while some are to come
 LAST_SECONDS: Final = 5.0  # for what is still on its way when the daemon ends
 
 
@@ -42,6 +41,11 @@ class Ticket:
         if not self._on_their_way:
             self._all_there.set()
 
+    @property
+    def is_all_there(self) -> bool:
+        """None is on its way."""
+        return not self._on_their_way
+
     async def wait_all_there(self) -> None:
         """Wait until none is."""
         await self._all_there.wait()
@@ -54,8 +58,8 @@ class Statuses:
         """Without a topic, nothing is sent."""
         self._producer = producer
         self._topic = topic
-        self._token: trio.lowlevel.TrioToken | None = None
-        self._has_ended = threading.Event()
+        self._on_their_way = 0
+        self._some = trio.Event()  # are on their way
 
     @property
     def are_wanted(self) -> bool:
@@ -64,37 +68,49 @@ class Statuses:
 
     def send(self, ticket: Ticket, message: Message) -> None:
         """Send one; does not wait, and does not fail: a status that can't go is logged and left out."""
-        if self._producer is None or self._topic is None or self._has_ended.is_set():
+        if self._producer is None or self._topic is None:
             return
-        ticket.add()
-        token = trio.lowlevel.current_trio_token()
-
-        def report(error: KafkaError | None, _: KafkaMessage) -> None:
-            if error is not None:
-                log.warning("a status was not taken", reason=error.str())
-            with suppress(trio.RunFinishedError):
-                token.run_sync_soon(ticket.done)
-
         try:
             self._producer.produce(
-                self._topic, value=message.value, key=message.key, headers=list(message.headers), on_delivery=report
+                self._topic,
+                value=message.value,
+                key=message.key,
+                headers=list(message.headers),
+                on_delivery=partial(self._report, ticket),
             )
         except (BufferError, KafkaException) as error:
             log.warning("a status was left out", reason=str(error))
-            ticket.done()
+            return
+        ticket.add()
+        self._on_their_way += 1
+        self._some.set()
 
     async def run(self) -> None:
-        """Serve delivery reports, until cancelled; then what is on its way has some seconds more."""
+        """Hear what became of them, until cancelled; then what is on its way has some seconds more.
+
+        Looking often is quicker than a thread that is woken by each of them.
+        """
         if self._producer is None:
             await trio.sleep_forever()
         try:
-            await trio.to_thread.run_sync(self._poll, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+            while True:
+                await self._some.wait()
+                self._some = trio.Event()
+                await self._look_until_all_there(self._producer)
         finally:
-            self._has_ended.set()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + LAST_SECONDS):
+                await self._look_until_all_there(self._producer)
 
-    def _poll(self) -> None:
-        producer = self._producer
-        while producer is not None and not self._has_ended.is_set():
-            producer.poll(POLL_SECONDS)
-        if producer is not None:
-            producer.flush(LAST_SECONDS)
+    async def _look_until_all_there(self, producer: Producer) -> None:
+        while True:
+            await trio.sleep(LOOK_SECONDS)
+            producer.poll(0)
+            if not self._on_their_way:
+                return
+
+    def _report(self, ticket: Ticket, error: KafkaError | None, _: KafkaMessage) -> None:
+        """Called by `poll`, so in Trio's thread."""
+        if error is not None:
+            log.warning("a status was not taken", reason=error.str())
+        self._on_their_way -= 1
+        ticket.done()

@@ -184,10 +184,19 @@ class Post:
             else:
                 return
 
+    def _note_failure(self, effects: Effects, role: Role, size: int, error: KafkaError) -> None:
+        """The first counts; but a broker refuses a batch whole for its largest message, which counts more then."""
+        known = 0
+        if self._failure is not None:
+            _, _, known_size, known_error = self._failure
+            known = known_size if known_error.code() in _TOO_LARGE else 0
+        if self._failure is None or (error.code() in _TOO_LARGE and size > known):
+            self._failure = (effects, role, size, error)
+
     def _report(self, sent: _Sent, role: Role, size: int) -> Callable[[KafkaError | None, KafkaMessage], None]:
         def report(error: KafkaError | None, message: KafkaMessage) -> None:
             if error is not None:
-                self._failure = self._failure or (sent.effects, role, size, error)
+                self._note_failure(sent.effects, role, size, error)
             elif role is Role.OUTPUT:
                 sent.output = _coordinates(message)
 
@@ -196,7 +205,7 @@ class Post:
     def _tag_report(self, sent: _Sent, index: int, size: int) -> Callable[[KafkaError | None, KafkaMessage], None]:
         def report(error: KafkaError | None, message: KafkaMessage) -> None:
             if error is not None:
-                self._failure = self._failure or (sent.effects, Role.TAG, size, error)
+                self._note_failure(sent.effects, Role.TAG, size, error)
             elif index < MAX_LISTED_TAGS:
                 sent.tags[index] = _coordinates(message)
 

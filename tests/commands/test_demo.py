@@ -6,7 +6,9 @@ import hashlib
 import importlib.util
 import json
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,10 +18,13 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from confluent_kafka.admin import AdminClient
 from PIL import Image
 
-from cador_trio.commands import demo, demonstration
+from cador_trio.commands import demo, demonstration, processes
+from cador_trio.commands.demo_brokers import KINDS
 from cador_trio.commands.picture import SCALE, Frame, draw
+from tests.peers.kafka.broker import RealKafka
 
 TIMEOUT = 120  # seconds after which a test has hung
 
@@ -128,6 +133,118 @@ def test_interrupted_before_the_end(kept: subprocess.Popen[str]) -> None:
         httpx.get(algorithm, trust_env=False)
 
 
+# --- By Kafka ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shown_by_kafka(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What one whole demo through the mock cluster printed."""
+    done = run(tmp_path_factory.mktemp("demo"), "--kafka")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *options), capture_output=True, text=True, timeout=TIMEOUT, check=False)
+
+
+def messages(told: str) -> list[str]:
+    """The lines about messages: topic and what it says."""
+    return [f"{kind} {words}" for kind, words in re.findall(r"^  ([a-z-]+)/\d+/\d+ +(.+?) *$", told, re.MULTILINE)]
+
+
+def check_messages(told: str) -> None:
+    first, accepted, running, *tags, output, end = messages(told)
+    assert first.startswith("requests task demo")
+    assert (accepted, running) == ("statuses ACCEPTED", "statuses RUNNING")
+    assert all(re.fullmatch(r"tags water, centre [\d.]+° E [\d.]+° N, [\d,]+ km²", tag) for tag in tags)
+    more = int(re.findall(r"and (\d+) more tags", told)[0])
+    assert output == f"outputs water: {len(tags) + more} features, mask: stored as demo_mask"
+    assert end == f"statuses SUCCEEDED, names {len(tags) + more + 1} messages and 1 stored object"
+
+
+def test_kafka_shows_the_messages(shown_by_kafka: str) -> None:
+    """Request, statuses, tags and output in the order in which they were written; all that the last one names came."""
+    check_messages(shown_by_kafka)
+
+
+def test_kafka_shows_the_same_table(shown: tuple[str, Path], shown_by_kafka: str) -> None:
+    """The results are those of the demo by HTTP, to the last digit; and it fits the terminal."""
+    tables = [told.partition("Bodies of water")[2].partition("Files")[0] for told in (shown[0], shown_by_kafka)]
+    assert tables[0] == tables[1]
+    table = shown_by_kafka.partition("topic/partition")[2].partition("✓ Job")[0]
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_mock_cluster_promises_no_transactions(shown_by_kafka: str) -> None:
+    """It is said that there are none, what that means, and what to do for more."""
+    assert "no transactions" in shown_by_kafka
+    assert "Delivery: at least once" in shown_by_kafka
+    assert "--brokers HOST:PORT" in shown_by_kafka
+
+
+def topics_of_demos(kafka: RealKafka) -> set[str]:
+    found = AdminClient({"bootstrap.servers": kafka.bootstrap}).list_topics(timeout=TIMEOUT).topics
+    return {name for name in found if name.startswith("cador-demo-")}
+
+
+def test_real_brokers(kafka: RealKafka, tmp_path: Path) -> None:
+    """On real brokers the same job goes exactly once, and nothing of the demo's is left there."""
+    before = topics_of_demos(kafka)
+    done = run(tmp_path, "--brokers", kafka.bootstrap)
+    assert (done.returncode, done.stderr) == (0, "")
+    check_messages(done.stdout)
+    assert "Delivery: exactly once" in done.stdout
+    (prefix,) = re.findall(r"Created 5 topics at \S+: (cador-demo-[0-9a-f]+-)", done.stdout)
+    assert f"Deleted the topics {prefix}…" in done.stdout
+    assert topics_of_demos(kafka) == before
+    groups = AdminClient({"bootstrap.servers": kafka.bootstrap}).list_consumer_groups().result().valid
+    assert not [group.group_id for group in groups if group.group_id.startswith(prefix)]
+
+
+def test_real_brokers_keep(kafka: RealKafka, tmp_path: Path) -> None:
+    """With --keep the topics stay for whoever wants to look, and their names are said."""
+    before = topics_of_demos(kafka)
+    options = command(tmp_path, "--brokers", kafka.bootstrap, "--keep")
+    with subprocess.Popen(options, stdout=subprocess.PIPE, text=True) as process:
+        told = read_until(process, "Results")
+        process.terminate()
+        assert process.stdout is not None
+        told += process.stdout.read()
+        assert process.wait(TIMEOUT) == 0
+    (prefix,) = re.findall(r"The topics (cador-demo-[0-9a-f]+-)… stay at", told)
+    assert topics_of_demos(kafka) - before == {f"{prefix}{kind}" for kind in KINDS}
+
+
+def test_real_brokers_interrupted(kafka: RealKafka, tmp_path: Path) -> None:
+    """Ctrl-C before the end leaves nothing behind on the brokers either."""
+    before = topics_of_demos(kafka)
+    with subprocess.Popen(
+        command(tmp_path, "--brokers", kafka.bootstrap), stdout=subprocess.PIPE, text=True
+    ) as process:
+        read_until(process, "Created 5 topics")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(TIMEOUT) == demo.EXIT_INTERRUPTED
+    assert topics_of_demos(kafka) == before
+
+
+def test_brokers_that_are_not_there(tmp_path: Path) -> None:
+    """It says so, with their address, and the code is 3."""
+    with socket.socket() as taken:  # bound and not listening: nobody answers
+        taken.bind(("127.0.0.1", 0))
+        brokers = f"127.0.0.1:{taken.getsockname()[1]}"
+        done = run(tmp_path, "--brokers", brokers)
+    assert done.returncode == demo.EXIT_FAILED
+    assert re.search(rf"The demo failed: .*{brokers}", done.stderr)
+
+
+def test_brokers_that_can_not_be(tmp_path: Path) -> None:
+    """A misspelt address is a wrong setting."""
+    done = run(tmp_path, "--brokers", "http://no/broker")
+    assert done.returncode == demo.EXIT_SETTINGS
+    assert "KAFKA_BROKERS_REQUEST: must be host:port" in done.stderr
+
+
 # --- Failing -----------------------------------------------------------------------------------------------------
 
 
@@ -145,11 +262,13 @@ def test_missing_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "pip install 'cador-trio[demo]'" in told
 
 
-def fail(monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, output: Path) -> int:
+def fail(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, script: str, output: Path, kafka: demo.KafkaChoice | None = None
+) -> int:
     """Run the demo with another algorithm."""
     (folder / "server.py").write_text(script)
     monkeypatch.setattr(demonstration, "find_algorithm", lambda: folder)
-    return demo.run_demo(keep=False, output=output)
+    return demo.run_demo(keep=False, output=output, kafka=kafka)
 
 
 def test_algorithm_that_does_not_start(
@@ -160,6 +279,40 @@ def test_algorithm_that_does_not_start(
     told = capsys.readouterr().err
     assert "did not start (exit code 7)" in told
     assert "server.py --host" in told
+
+
+REFUSES = """
+import http.server, pathlib
+DESCRIBE = pathlib.Path(__file__).with_name("describe.json").read_bytes()
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self): self.answer(200, DESCRIBE)
+    def do_POST(self): self.rfile.read(int(self.headers["Content-Length"])), self.answer(500, b'"no bands"')
+    def log_message(self, *_): pass
+    def answer(self, status, body):
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(f"http://127.0.0.1:{server.server_port}", flush=True)
+server.serve_forever()
+"""
+
+
+def test_algorithm_that_refuses_by_kafka(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The dead letter is shown with its reason, then FAILED, and the demo ends with that reason."""
+    algorithm = processes.find_algorithm()
+    for name in ("describe.json", demonstration.IMAGE):
+        shutil.copy(algorithm / name, tmp_path)
+    assert fail(monkeypatch, tmp_path, REFUSES, tmp_path / "out", demo.KafkaChoice()) == demo.EXIT_FAILED
+    told = capsys.readouterr()
+    letter, end = messages(told.out)[-2:]
+    assert letter.startswith("dead-letters the algorithm answered 500")
+    assert end.startswith("statuses FAILED the algorithm answered 500")
+    assert "The demo failed: the job is FAILED: the algorithm answered 500" in told.err
 
 
 def test_algorithm_that_dies(

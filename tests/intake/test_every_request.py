@@ -26,6 +26,8 @@ READABLE = [
     "/swagger",
     "/swagger/swagger-ui.css",
     "/openapi/spec.json",
+    "/asyncapi",
+    "/asyncapi/schemas/status.json",
 ]
 
 

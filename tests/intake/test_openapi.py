@@ -124,6 +124,7 @@ def test_token_is_asked_for_only_where_there_is_one() -> None:
         "GET /openapi/spec.json",
         "GET /swagger",
         "GET /swagger/{asset}",
+        "GET /asyncapi/schemas/{schema}.json",
     }
 
 

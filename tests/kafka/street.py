@@ -1,4 +1,7 @@
-"""A daemon process between the topics of a broker and the fake algorithm: what most tests of this room stand on."""
+"""A daemon process between the topics of a broker and the fake algorithm: what most tests of this room stand on.
+
+Every message that is read here is held against the schema that the daemon publishes for it.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,24 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import trio
 
 from tests.daemon.process import Daemon, open_daemon
+from tests.kafka.schemas import check_dead_letter, check_message, check_status
 from tests.peers.fake_algorithm import FakeAlgorithm
 from tests.peers.kafka.peer import KafkaPeer
 from tests.peers.kafka.records import TestRecord
 from tests.peers.kafka_fixtures import Topics
 
+# By topic; a tag may be among the outputs, if there is no topic for it.
+CHECKS: Final = {
+    "outputs": check_message,
+    "statuses": check_status,
+    "tags": check_message,
+    "dead": check_dead_letter,
+}
 KINDS = ("requests", "outputs", "statuses", "tags", "dead")
 
 
@@ -63,8 +74,11 @@ class KafkaStreet:
         seconds: float = 60,
     ) -> list[TestRecord]:
         """Wait until that many records of a topic can be read, or until they are as wanted."""
-        return await self.kafka.wait_for_records(
-            self.name(kind), holds or (lambda records: len(records) >= count), seconds=seconds
+        return _checked(
+            kind,
+            await self.kafka.wait_for_records(
+                self.name(kind), holds or (lambda records: len(records) >= count), seconds=seconds
+            ),
         )
 
     async def wait_ends(self, count: int, seconds: float = 60) -> list[dict[str, Any]]:
@@ -74,12 +88,20 @@ class KafkaStreet:
 
     async def read(self, kind: str) -> list[TestRecord]:
         """All that can be read of a topic now."""
-        return await trio.to_thread.run_sync(self.kafka.read_topic, self.name(kind))
+        return _checked(kind, await trio.to_thread.run_sync(self.kafka.read_topic, self.name(kind)))
 
     async def committed(self) -> dict[int, int]:
         """The group's offsets."""
         found = await trio.to_thread.run_sync(self.kafka.committed, self.name("group"), self.name("requests"))
         return {partition: position.offset for partition, position in found.items()}
+
+
+def _checked(kind: str, records: list[TestRecord]) -> list[TestRecord]:
+    """These records, which are what the schema of their kind says; requests may be anything."""
+    if (check := CHECKS.get(kind)) is not None:
+        for record in records:
+            check(record)
+    return records
 
 
 def ends(records: Sequence[TestRecord]) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
 from cador_trio.errors import BodyTooLarge, CadorError, MethodNotAllowed, NotAuthenticated, NotFound
+from cador_trio.intake.http.asyncapi import SCHEMAS, asyncapi_routes
 from cador_trio.intake.http.connection import Connection, NoWebSocket, Request
 from cador_trio.intake.http.door import Door
 from cador_trio.intake.http.geoprocess import algorithm_metrics, geoprocess_routes
@@ -25,7 +26,7 @@ log = structlog.get_logger(__name__)
 
 # Reachable without the token: probes ask without one, and so does a browser that opens the page.
 OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/health", "/api/v1/health", "/openapi/spec.json", "/swagger"})
-OPEN_FOLDER: Final = "/swagger/"
+OPEN_FOLDERS: Final = ("/swagger/", SCHEMAS)  # the same for every daemon; the AsyncAPI document has topics in it
 
 
 class App(QuartTrio):
@@ -50,8 +51,9 @@ def create_app(door: Door) -> App:
     app.register_blueprint(geoprocess_routes(door, "v1"), url_prefix="/api/v1")
     app.register_blueprint(algorithm_metrics(door, "v1_metrics"), url_prefix="/api/v1")
     app.register_blueprint(geoprocess_routes(door, "root"))
-    app.register_blueprint(probe_routes(door.health))
+    app.register_blueprint(probe_routes(door.health, door.messages.delivery))
     app.register_blueprint(swagger_routes(door.settings))
+    app.register_blueprint(asyncapi_routes(door.messages.documents))
     _add_checks(app, door.settings.api_token)
     _add_error_handlers(app)
     return app
@@ -72,7 +74,7 @@ def _add_checks(app: App, token: SecretStr | None) -> None:
 
 
 def _is_open(path: str) -> bool:
-    return path.rstrip("/") in OPEN_PATHS or path.startswith(OPEN_FOLDER)
+    return path.rstrip("/") in OPEN_PATHS or path.startswith(OPEN_FOLDERS)
 
 
 def _check_token(authorization: str, token: SecretStr) -> None:

@@ -64,6 +64,19 @@ class AlgorithmDocuments(Protocol):
 
 
 @dataclass(frozen=True)
+class MessageFacts:
+    """What this door tells about Kafka's messages, without knowing Kafka.
+
+    Attributes:
+        documents: the AsyncAPI document and the JSON Schemas, by the paths that they are served under.
+        delivery: the guarantee that holds for jobs from Kafka, as a sentence; None without Kafka.
+    """
+
+    documents: Mapping[str, JsonObject]
+    delivery: Callable[[], str | None]
+
+
+@dataclass(frozen=True)
 class Door:
     """What the HTTP door is given by the daemon. `now_ms` is epoch milliseconds."""
 
@@ -75,6 +88,7 @@ class Door:
     health: Health
     jobs_nursery: trio.Nursery
     now_ms: Callable[[], int]
+    messages: MessageFacts
 
 
 async def read_body(request: Request, settings: Settings, reservation: BytesReservation) -> bytes:

@@ -28,13 +28,14 @@ _ABOUT: Final = f"""The Geo Process API in front of an algorithm, with jobs, sto
 - Every path below `{API}`, but for `{API}/metrics`, is also there without `{API}`: `/jobs` is `{API}/jobs`.
 - A trailing slash changes nothing. HEAD works wherever GET does. Other methods are answered 405, with `Allow`.
 - An error is the Error object, on every path.
+- Messages of Kafka are described by the [AsyncAPI document](../asyncapi).
 - Jobs and their results are kept for a while by the process that ran them; another replica answers 404.
 """
 _TAGS: Final = {
     "algorithm": "what the algorithm says of itself",
     "jobs": "post, watch, cancel",
     "results": "fetch, delete",
-    "service": "health, probes, this document",
+    "service": "health, probes, this document and that of messages",
 }
 _EXAMPLE_REQUEST: Final[JsonObject] = {
     "image": "file:///data/scene.tif",
@@ -390,6 +391,29 @@ def _service() -> JsonObject:
                 "200": _answer("OpenAPI 3.1.", {JSON: {"schema": {"type": "object"}}}, "ETag", "Cache-Control"),
                 "304": unchanged,
             },
+        ),
+        "/asyncapi": {
+            "get": _operation(
+                "service",
+                "asyncapi",
+                "The AsyncAPI document of all messages, with this daemon's topics",
+                {
+                    "200": _answer("AsyncAPI 3.0.", {JSON: {"schema": {"type": "object"}}}, "ETag", "Cache-Control"),
+                    "304": unchanged,
+                },
+            )
+        },
+        "/asyncapi/schemas/{schema}.json": open_to_all(
+            "message_schema",
+            "The JSON Schema of one kind of message, or of headers",
+            {
+                "200": _answer(
+                    "A JSON Schema (2020-12).", {JSON: {"schema": {"type": "object"}}}, "ETag", "Cache-Control"
+                ),
+                "304": unchanged,
+            },
+            "404",
+            parameters=("schema",),
         ),
         "/swagger": open_to_all(
             "swagger", "This document to read and to try", {"200": _answer("A page.", {"text/html": {"schema": {}}})}

@@ -12,6 +12,16 @@ from cador_trio.job import JobState, JsonObject
 
 JSON: Final = "application/json"
 TEXT: Final = "text/plain"
+# As the daemon serves them; this room does not know what makes them.
+MESSAGE_SCHEMAS: Final = [
+    "dead-letter-headers",
+    "message-headers",
+    "output",
+    "request",
+    "request-headers",
+    "status",
+    "tag",
+]
 PAGE_FILES: Final = ["favicon-32x32.png", "page.js", "swagger-ui-bundle.js", "swagger-ui.css"]
 
 _NULL: Final[JsonObject] = {"enum": [None]}
@@ -193,6 +203,7 @@ SCHEMAS: Final[JsonObject] = {
         ["status", "reasons"],
         status={"type": "string", "enum": ["ok", "unavailable"]},
         reasons={"type": "array", "items": {"type": "string"}},
+        delivery={"type": "string", "description": "of /readyz, with Kafka: the guarantee that holds for its jobs"},
     ),
 }
 
@@ -228,6 +239,9 @@ PARAMETERS: Final[JsonObject] = {
         "the output's name; of an item of a list of images `<output>_<index>`",
         {"type": "string", "minLength": 1},
         required=True,
+    ),
+    "schema": _parameter(
+        "path", "schema", "what is described", {"type": "string", "enum": MESSAGE_SCHEMAS}, required=True
     ),
     "asset": _parameter("path", "asset", "a file's name", {"type": "string", "enum": PAGE_FILES}, required=True),
     "limit": _parameter(

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from quart import Blueprint, Response
 
 from cador_trio.intake.http.respond import json_response
 from cador_trio.intake.http.routing import add_routes
+from cador_trio.job import JsonObject
 from cador_trio.observe.health import Health
 
 
-def probe_routes(health: Health) -> Blueprint:
-    """Both probes, at the root."""
+def probe_routes(health: Health, delivery: Callable[[], str | None]) -> Blueprint:
+    """Both probes, at the root. `delivery` is the guarantee that holds for jobs from Kafka; None without Kafka."""
 
     async def livez() -> Response:
-        return _verdict(health.stuck())
+        return _verdict(health.stuck(), {})
 
     async def readyz() -> Response:
-        return _verdict(health.not_ready())
+        guarantee = delivery()
+        return _verdict(health.not_ready(), {} if guarantee is None else {"delivery": guarantee})
 
     return add_routes(Blueprint("probes", __name__), [("GET", "/livez", livez), ("GET", "/readyz", readyz)])
 
 
-def _verdict(reasons: list[str]) -> Response:
-    return json_response({"status": "unavailable" if reasons else "ok", "reasons": reasons}, 503 if reasons else 200)
+def _verdict(reasons: list[str], besides: JsonObject) -> Response:
+    verdict: JsonObject = {"status": "unavailable" if reasons else "ok", "reasons": reasons}
+    return json_response(verdict | besides, 503 if reasons else 200)

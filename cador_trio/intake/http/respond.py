@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final
 
 import trio
-from quart import Response, g
+from quart import Response, g, request
 
 from cador_trio.document import Piece, pieces, size_of
 from cador_trio.errors import AlgorithmBroken, CadorError, MethodNotAllowed, NotAuthenticated, NotFound, public_text
@@ -19,6 +20,7 @@ from cador_trio.job import Body, Json, JsonObject, Product, Result
 from cador_trio.json_text import read_answer, write
 
 AT_ONCE_BYTES: Final = 256 * 1024  # a document up to this that lies in memory goes out in one piece
+ASK_AGAIN: Final = "no-cache"  # Cache-Control: may be kept, must be asked for again
 
 LinkOf = Callable[[Result], JsonObject]
 
@@ -32,6 +34,17 @@ def no_content() -> Response:
     """204, and no media type of nothing."""
     response = Response(b"", status=204)
     del response.headers["Content-Type"], response.headers["Content-Length"]
+    return response
+
+
+def cached(response: Response, data: bytes, caching: str) -> Response:
+    """The response, whose body is these bytes; or 304 if the caller has them. `caching` is its Cache-Control."""
+    response.set_etag(hashlib.sha256(data).hexdigest()[:32])
+    response.headers["Cache-Control"] = caching
+    if request.if_none_match.contains(response.get_etag()[0] or ""):
+        response.status_code = 304
+        response.set_data(b"")
+        del response.headers["Content-Length"]
     return response
 
 

@@ -5,7 +5,6 @@ The page is ours (folder `page`), the Swagger UI on it comes from the package sw
 
 from __future__ import annotations
 
-import hashlib
 from importlib import resources
 from importlib.resources.abc import Traversable
 from typing import Final
@@ -16,6 +15,7 @@ from swagger_ui_bundle import swagger_ui_path
 
 from cador_trio.errors import NotFound
 from cador_trio.intake.http.openapi import openapi_document
+from cador_trio.intake.http.respond import ASK_AGAIN, cached
 from cador_trio.intake.http.routing import add_routes
 from cador_trio.json_text import write
 from cador_trio.settings import Settings
@@ -41,7 +41,6 @@ _POLICY: Final = "; ".join(
     )
 )
 _ASSET_CACHING: Final = "public, max-age=3600"  # an upgrade of the daemon may change them
-_PAGE_CACHING: Final = "no-cache"  # may be kept, must be asked for again
 
 
 def swagger_routes(settings: Settings) -> Blueprint:
@@ -49,7 +48,7 @@ def swagger_routes(settings: Settings) -> Blueprint:
     document = write(openapi_document(settings))
 
     async def spec() -> Response:
-        return _cached(Response(document, content_type="application/json"), document, _PAGE_CACHING)
+        return cached(Response(document, content_type="application/json"), document, ASK_AGAIN)
 
     async def page() -> Response:
         html = (_OURS / "index.html").read_text("utf-8")
@@ -58,7 +57,7 @@ def swagger_routes(settings: Settings) -> Blueprint:
         response = Response(html, content_type="text/html; charset=utf-8")
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["Referrer-Policy"] = "no-referrer"
-        response.headers["Cache-Control"] = _PAGE_CACHING
+        response.headers["Cache-Control"] = ASK_AGAIN
         return response
 
     async def asset(asset: str) -> Response:
@@ -67,20 +66,9 @@ def swagger_routes(settings: Settings) -> Blueprint:
         folder, media_type = _ASSETS[asset]
         # A megabyte that is asked for once in a while: read each time, so that it costs no memory.
         data = await trio.to_thread.run_sync((folder / asset).read_bytes)
-        return _cached(Response(data, content_type=media_type), data, _ASSET_CACHING)
+        return cached(Response(data, content_type=media_type), data, _ASSET_CACHING)
 
     return add_routes(
         Blueprint("swagger", __name__),
         [("GET", "/openapi/spec.json", spec), ("GET", "/swagger", page), ("GET", "/swagger/<asset>", asset)],
     )
-
-
-def _cached(response: Response, data: bytes, caching: str) -> Response:
-    """The response, or 304 if the caller has these bytes."""
-    response.set_etag(hashlib.sha256(data).hexdigest()[:32])
-    response.headers["Cache-Control"] = caching
-    if request.if_none_match.contains(response.get_etag()[0] or ""):
-        response.status_code = 304
-        response.set_data(b"")
-        del response.headers["Content-Length"]
-    return response
