@@ -30,6 +30,10 @@ format: install
 test *arguments: install
     {{ python }} -m pytest {{ arguments }}
 
+# The kill test, long: daemons, broker and algorithm die while jobs run. `--seed N --jobs N --daemons N`; needs Java
+chaos *arguments: install
+    {{ python }} -m tests.kafka.chaos {{ arguments }}
+
 # The main job on real input: bodies of water around the Black Sea and the Caspian
 demo *arguments: install
     .venv/bin/cador-trio demo {{ arguments }}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any, Final, Protocol, TypeVar
 
 import structlog
@@ -379,8 +380,18 @@ def _record(message: KafkaMessage) -> Record:
     )
 
 
+# If the name of a header is not UTF-8, the client's method returns a broken list and leaves an exception behind, which
+# comes up wherever the interpreter looks for one next; a call that is made in C looks at once.
+_headers_of: Final = methodcaller("headers")
+
+
 def _headers(message: KafkaMessage) -> Sequence[tuple[str, str | bytes | None]]:
-    headers: Any = message.headers()  # a list of pairs, or None; its type says more
+    try:
+        headers: Any = _headers_of(message)  # a list of pairs, or None; its type says more
+    except (SystemError, UnicodeDecodeError):
+        where = f"{message.topic()}/{message.partition()}/{message.offset()}"
+        log.warning("a record's headers are left out: a name is not UTF-8", record=where)
+        return ()
     return headers or ()
 
 

@@ -41,7 +41,7 @@ from cador_trio.run_job import House, Plan, admit, run_job
 
 log = structlog.get_logger(__name__)
 
-# What may wait in a lane before its partition is paused. A paused partition drops what librdkafka has fetched of it, and
+# What may wait in a lane before its partition is paused. A paused one drops what librdkafka has fetched of it, and
 # takes a quarter of a second to flow again: so many records keep even quick jobs busy meanwhile.
 LANE_RECORDS: Final = 250
 WAITING_BYTES: Final = 64 * 1024 * 1024  # the same, in bytes, over all lanes
@@ -413,12 +413,12 @@ def _size(record: Record) -> int:
 
 
 def _text(record: Record, header: str) -> str | None:
-    """A header as text, if there is one and it is short and printable."""
+    """A header as text, if there is one that an HTTP header can hold: short, printable, ASCII."""
     value = record.header(header)
     if not value or len(value) > LONGEST_TASK_ID:
         return None
-    text = value.decode("utf-8", "replace")
-    return text if text.isprintable() else None
+    text = value.decode("latin-1").strip(" ")
+    return text if text.isascii() and text.isprintable() else None
 
 
 def _with_task_id(subject: Subject, value: bytes) -> Subject:

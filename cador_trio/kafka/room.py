@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final
 
@@ -21,13 +22,15 @@ from confluent_kafka import Producer
 from cador_trio.errors import KafkaUnavailable
 from cador_trio.job import JobRequest
 from cador_trio.kafka.clients import make_consumer, make_producer
-from cador_trio.kafka.cluster import Guarantee, Survey, guarantee, places, survey, verify_properties
+from cador_trio.kafka.cluster import Guarantee, Survey, guarantee, look_closely, places, survey, verify_properties
 from cador_trio.kafka.committer import Claims, Committer
 from cador_trio.kafka.consumer import PollingThread
 from cador_trio.kafka.delivery import Desk, RestDelivery
 from cador_trio.kafka.door import KafkaDoor
 from cador_trio.kafka.effects import Role
 from cador_trio.kafka.properties import (
+    LARGEST_MESSAGE,
+    Properties,
     consumer_properties,
     delivery_properties,
     largest_message,
@@ -92,6 +95,7 @@ class KafkaRoom:
             InstanceFenced: another instance uses our id.
         """
         await self._meet_brokers()
+        self._batch_bytes = await trio.to_thread.run_sync(self._largest_batch, abandon_on_cancel=True)
         async with trio.open_nursery() as services:
             services.start_soon(self._statuses.run)
             services.start_soon(self._committer.run, self._writer())
@@ -180,7 +184,7 @@ class KafkaRoom:
         brokers = {place.role: place.brokers for place in self._places if place.role is not None}
         if self._guarantee is None or not self._guarantee.has_transactions:
             return AtLeastOnce(producers=self._plain_producers(brokers), topics=topics, polling=self._polling)
-        properties = transactional_properties(settings)
+        properties = self._batched(transactional_properties(settings))
         elsewhere = {role: brokers[role] for role in self._guarantee.elsewhere}
         return ExactlyOnce(
             producer=partial(make_producer, properties),
@@ -193,10 +197,26 @@ class KafkaRoom:
 
     def _plain_producers(self, brokers: dict[Role, str]) -> dict[Role, Producer]:
         """One producer a cluster."""
-        made = {one: make_producer(delivery_properties(self._settings, one)) for one in set(brokers.values())}
+        made = {
+            one: make_producer(self._batched(delivery_properties(self._settings, one))) for one in set(brokers.values())
+        }
         return {role: made[one] for role, one in brokers.items()}
 
+    def _batched(self, properties: Properties) -> Properties:
+        wanted = int(properties.get("batch.size", LARGEST_MESSAGE))
+        return {**properties, "batch.size": min(wanted, self._batch_bytes)}
+
     # --- what is known of the brokers
+
+    def _largest_batch(self) -> int:
+        """Bytes: what the strictest topic takes, since a batch is held against its limit as one message would be."""
+        sizes = [LARGEST_MESSAGE]
+        for brokers in {place.brokers for place in self._places if place.role is not None}:
+            topics = {place.topic for place in self._places if place.role is not None and place.brokers == brokers}
+            with suppress(KafkaUnavailable):
+                found = look_closely(self._settings, brokers, topics, seconds=LOOK_SECONDS).topics.values()
+                sizes += [topic.largest_message for topic in found if topic.largest_message is not None]
+        return min(sizes)
 
     async def _meet_brokers(self) -> None:
         """Wait until every cluster has said who it is."""

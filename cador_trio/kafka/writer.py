@@ -7,11 +7,15 @@ outcome that nobody knows.
 
 from __future__ import annotations
 
+import math
+import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Final, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -27,6 +31,10 @@ T = TypeVar("T")
 log = structlog.get_logger(__name__)
 
 CALL_SECONDS: Final = 2.0  # one wait inside librdkafka; after it we look whether to give up
+FLUSH_SECONDS: Final = 0.1  # the same for `flush`; after it we look whether a message was refused
+OFFSETS_SECONDS: Final = 10.0  # for the group coordinator to take offsets; then it is tried with fresh metadata
+DECISION_SECONDS: Final = 10.0  # between the end of a transaction's time and the broker's noticing it
+HANG_SECONDS: Final = 10.0  # past the wait that librdkafka was asked for: it will not return
 FIRST_PAUSE_SECONDS: Final = 0.05
 LAST_PAUSE_SECONDS: Final = 2.0
 _FENCES: Final = {KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH}  # noqa: SLF001 - librdkafka's names for its own errors start so
@@ -123,7 +131,8 @@ class Post:
             KafkaException: another failure of one of them.
         """
         for producer in set(producers.values()):
-            while producer.flush(CALL_SECONDS):
+            # A transaction that has failed keeps back what it has not sent yet, until that times out with it.
+            while producer.flush(FLUSH_SECONDS) and self._failure is None:
                 self._patience.check()
         failure, self._failure = self._failure, None
         if failure is not None:
@@ -238,16 +247,51 @@ class Patience:
         """Something has worked."""
         self._pause = FIRST_PAUSE_SECONDS
 
-    def insist(self, call: Callable[[], T]) -> T:
-        """The same call again, as long as that may cure it. Raises KafkaException, GaveUp."""
+    def insist(self, call: Callable[[], T], seconds: float = math.inf) -> T:
+        """The same call again, for so long, as long as that may cure it. Raises KafkaException, GaveUp."""
+        until = time.monotonic() + seconds
         while True:
             try:
                 return call()
             except KafkaException as error:
                 reason: KafkaError = error.args[0]
-                if not reason.retriable() or reason.fatal() or reason.txn_requires_abort():
+                is_hopeless = not reason.retriable() or reason.fatal() or reason.txn_requires_abort()
+                if is_hopeless or time.monotonic() > until:
                     raise
             self.rest()
+
+
+class Line:
+    """Calls into librdkafka that may never return, in a thread that can be left behind with them.
+
+    Tried: when a broker restarts at the wrong moment, `send_offsets_to_transaction` waits for ever, whatever its
+    timeout says.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[tuple[Callable[[], object], Future[Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="kafka-transaction", daemon=True).start()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """What it returns or raises. Raises OutcomeUnknown if it does neither; the line is of no use then."""
+        answer: Future[T] = Future()
+        self._calls.put((function, answer))
+        try:
+            return answer.result(timeout=CALL_SECONDS + HANG_SECONDS)
+        except TimeoutError:
+            raise OutcomeUnknown("a call of the transaction does not return") from None
+
+    def close(self) -> None:
+        """No more calls; the thread ends, unless it hangs."""
+        self._calls.put(None)
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            function, answer = call
+            try:
+                answer.set_result(function())
+            except Exception as error:  # raised where it was called
+                answer.set_exception(error)
 
 
 class ExactlyOnce:
@@ -274,10 +318,14 @@ class ExactlyOnce:
         self._transaction_seconds = transaction_seconds
         self._patience = Patience()
         self._post = Post(topics, self._patience)
+        self._line: Line | None = None
         self._began_at = 0.0
 
     def open(self) -> None:
         """A producer with our transactional id: what an earlier one left open is aborted, and it is fenced."""
+        if self._line is not None:
+            self._line.close()
+        self._line = Line()
         while True:
             self._producer = self._make_producer()
             self._began_at = time.monotonic()
@@ -319,7 +367,7 @@ class ExactlyOnce:
             self._began_at = time.monotonic()
             self._producer.begin_transaction()
             self._fill(commit, sent)
-            self._patience.insist(lambda: self._producer.commit_transaction(CALL_SECONDS))
+            self._commit()
         except KafkaException as error:
             self._judge(error.args[0])
         except (MessageRefused, PartitionsGone):
@@ -344,9 +392,28 @@ class ExactlyOnce:
             if gone:
                 raise PartitionsGone(gone)
             offsets = [offset_of(self._request_topic, part, point) for part, point in commit.points.items()]
+            # What is asked with the metadata of a membership that has ended meanwhile is asked in vain.
             self._patience.insist(
-                lambda: self._producer.send_offsets_to_transaction(offsets, snapshot.metadata, CALL_SECONDS)
+                lambda: self._on_line(
+                    partial(self._producer.send_offsets_to_transaction, offsets, snapshot.metadata, CALL_SECONDS)
+                ),
+                OFFSETS_SECONDS,
             )
+
+    def _commit(self) -> None:
+        """Once this is asked for, the broker decides; it has decided when the transaction's time is over."""
+        try:
+            self._patience.insist(
+                lambda: self._on_line(partial(self._producer.commit_transaction, CALL_SECONDS)),
+                self._transaction_seconds + DECISION_SECONDS,
+            )
+        except KafkaException as error:
+            if error.args[0].retriable() and not error.args[0].txn_requires_abort():
+                raise OutcomeUnknown(error.args[0].str()) from error
+            raise
+
+    def _on_line(self, call: Callable[[], T]) -> T:
+        return call() if self._line is None else self._line.call(call)
 
     def _judge(self, error: KafkaError) -> None:
         """After a failure: abort what can be aborted; what can't is for the committer."""
@@ -363,7 +430,10 @@ class ExactlyOnce:
 
     def _abort(self) -> None:
         try:
-            self._patience.insist(lambda: self._producer.abort_transaction(CALL_SECONDS))
+            self._patience.insist(
+                lambda: self._on_line(partial(self._producer.abort_transaction, CALL_SECONDS)),
+                self._transaction_seconds + DECISION_SECONDS,
+            )
         except KafkaException as error:
             raise OutcomeUnknown(error.args[0].str()) from error
         finally:
