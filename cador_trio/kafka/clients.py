@@ -41,6 +41,12 @@ _logger: Final = logging.getLogger("cador_trio.librdkafka")
 _logger.addFilter(_OnceInAWhile())
 
 
+def is_fatal(error: KafkaError) -> bool:
+    """The client is of no use any more. The library says `fatal` of few such errors, but they all have this code."""
+    # librdkafka's names for its own errors start with an underscore.
+    return bool(error.fatal() or error.code() == KafkaError._FATAL)  # noqa: SLF001
+
+
 def make_consumer(properties: Properties) -> Consumer:
     """A Consumer; for the thread that calls this."""
     return Consumer(_complete(properties), logger=_logger)

@@ -89,13 +89,20 @@ class Committer:
         self._limiter = trio.CapacityLimiter(1)  # a thread of its own: uploads must not keep commits waiting
 
     async def commit(self, effects: Effects) -> Verdict:
-        """Make these visible; what became of them. Cancelling leaves them in the queue, and nobody hears of them."""
+        """Make these visible; what became of them. Cancelling leaves them in the queue, and nobody hears of them.
+
+        What comes from no record is dropped at once if too much of it waits: nothing else holds it back.
+        """
         pending = _Pending(effects, trio.Event())
-        if not self._has_ended:
+        is_bounded = effects.source is not None or self._sourceless_bytes() + effects.size <= MAX_BYTES
+        if not self._has_ended and is_bounded:
             self._queue.append(pending)
             self._wake.set()
             await pending.decided.wait()
         return pending.verdict
+
+    def _sourceless_bytes(self) -> int:
+        return sum(one.effects.size for one in self._queue if one.effects.source is None)
 
     def note_begun(self) -> None:
         """Something is known that should be written down before long."""

@@ -26,6 +26,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
 
 from cador_trio.errors import CadorError, KafkaUnavailable
+from cador_trio.kafka.clients import is_fatal
 from cador_trio.kafka.ledger import CommitPoint
 from cador_trio.kafka.messages import Record
 
@@ -39,7 +40,6 @@ FULL_WAIT_SECONDS: Final = 0.05  # between polls while nothing may flow; wishes 
 BATCH_RECORDS: Final = 100
 BATCH_BYTES: Final = 1024 * 1024  # a batch whose first record is larger holds that one alone
 COMMITTED_SECONDS: Final = 1.0  # one try to read what is committed
-COMMIT_SECONDS: Final = 10.0  # a plain commit, tried again while that may cure it
 CLOSE_SECONDS: Final = 10.0  # leaving the group; a broker that is away can't be told
 
 
@@ -249,7 +249,7 @@ class PollingThread:
 
     def _note(self, error: KafkaError) -> None:
         """librdkafka goes on after all but fatal errors; what they mean for readiness is watched elsewhere."""
-        if error.fatal():
+        if is_fatal(error):
             raise KafkaException(error)
         log.warning("the consumer reports trouble", error=error.str(), code=error.name())
 
@@ -339,9 +339,13 @@ class PollingThread:
         if ours:
             offsets = [offset_of(self._topic, number, points[number]) for number in sorted(ours)]
             try:
-                self._consumer.commit(offsets=offsets, asynchronous=False)
+                # A commit waits for its coordinator as long as a session; this asks first, and is bounded.
+                self._consumer.committed(offsets, timeout=COMMITTED_SECONDS)
+                done: Any = self._consumer.commit(offsets=offsets, asynchronous=False)
             except KafkaException as error:
                 raise KafkaUnavailable(f"the offsets were not committed: {error.args[0].str()}") from error
+            if failed := [str(one.error) for one in done or () if one.error is not None]:
+                raise KafkaUnavailable(f"the offsets were not committed: {failed[0]}")
         return ours
 
     def _read_committed(self, partitions: Sequence[int]) -> dict[int, tuple[int | None, str]]:

@@ -160,13 +160,11 @@ class KafkaDelivery:
             return self._give_back(outcome.reason)
         await self._statuses_there()
         while True:
-            try:
-                effects = await self._effects(record, outcome, tags)
-                if not self._is_told:
-                    effects = replace(effects, status=None)
-            except CadorError as error:  # a result that no message can hold
-                outcome, tags = Failed(error.again()), ()
+            made = await self._effects_or_failure(record, outcome, tags)
+            if isinstance(made, Failed):
+                outcome, tags = made, ()
                 continue
+            effects = made if self._is_told else replace(made, status=None)
             match await self._desk.committer.commit(effects):
                 case Done.COMMITTED:
                     return outcome
@@ -220,6 +218,20 @@ class KafkaDelivery:
             nursery.start_soon(until_gone)
             await self._teller.ticket.wait_all_there()
             nursery.cancel_scope.cancel("all statuses have arrived")
+
+    async def _effects_or_failure(
+        self, record: JobRecord, outcome: Outcome, tags: Sequence[JsonObject]
+    ) -> Effects | Failed:
+        """The effects; or the failure that takes their place, if no message can hold the result."""
+        try:
+            return await self._effects(record, outcome, tags)
+        except CadorError as refusal:
+            return Failed(refusal.again())
+        except Exception:
+            if not isinstance(outcome, Succeeded):  # to tell of a failure takes nothing that could fail
+                raise
+            log.exception("a job's messages can't be made for a reason that nobody thought of")
+            return Failed(CadorError("unexpected error in the sidecar", hint="its log has the details"))
 
     async def _effects(self, record: JobRecord, outcome: Outcome, tags: Sequence[JsonObject]) -> Effects:
         match outcome:

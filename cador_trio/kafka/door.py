@@ -206,8 +206,13 @@ class Errand:
                 effects = replace(effects, status=None)
 
     async def _settle(self, effects: Effects) -> Verdict:
+        size = _size(self.record)
+        self._door.settling_bytes += size
         self._leave_queue()
-        return await self._door.desk.committer.commit(effects)
+        try:
+            return await self._door.desk.committer.commit(effects)
+        finally:
+            self._door.settling_bytes -= size
 
     def _leave_queue(self) -> None:
         if self.is_queued:
@@ -245,6 +250,7 @@ class KafkaDoor:
         self._lanes: dict[int, Lane] = {}
         self._errands: set[Errand] = set()
         self._queued = 0
+        self.settling_bytes = 0  # of records that will never be jobs, while that is being committed
         self._alone: Errand | None = None
         self._busy_keys: set[tuple[int, bytes]] = set()
         self._turn = 0  # the lane that comes first next time
@@ -292,7 +298,8 @@ class KafkaDoor:
 
     def _next_errand(self) -> Errand | None:
         """The next record that may be taken on now; the lanes take turns."""
-        if self._is_closed or self._alone is not None or self._queued >= max(2, self._slots):
+        is_full = self._queued >= max(2, self._slots) or self.settling_bytes >= WAITING_BYTES
+        if self._is_closed or self._alone is not None or is_full:
             return None
         lanes = list(self._lanes.values())
         for step in range(len(lanes)):

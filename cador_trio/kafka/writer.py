@@ -22,6 +22,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as KafkaMessage
 
 from cador_trio.errors import InstanceFenced, KafkaUnavailable
+from cador_trio.kafka.clients import is_fatal
 from cador_trio.kafka.consumer import PollingThread, offset_of
 from cador_trio.kafka.effects import MAX_LISTED_TAGS, Commit, Effects, Role, Whereabouts
 from cador_trio.kafka.messages import Coordinates, Message
@@ -160,7 +161,7 @@ class Post:
                 self.flush(producers)
             except KafkaException as error:
                 reason: KafkaError = error.args[0]
-                if reason.fatal():
+                if is_fatal(reason):
                     raise KafkaUnavailable(f"a Kafka producer has given up: {reason.str()}") from error
                 log.warning("messages were not taken, and are sent again", reason=reason.str())
                 self._patience.rest()
@@ -255,7 +256,7 @@ class Patience:
                 return call()
             except KafkaException as error:
                 reason: KafkaError = error.args[0]
-                is_hopeless = not reason.retriable() or reason.fatal() or reason.txn_requires_abort()
+                is_hopeless = not reason.retriable() or is_fatal(reason) or reason.txn_requires_abort()
                 if is_hopeless or time.monotonic() > until:
                     raise
             self.rest()
@@ -423,7 +424,7 @@ class ExactlyOnce:
                 "another instance has taken over our transactions",
                 hint="give every instance its own CADOR_INSTANCE_ID",
             )
-        if error.fatal() or error.code() in _FENCES:
+        if is_fatal(error) or error.code() in _FENCES:
             raise OutcomeUnknown(error.str())
         self._abort()
         raise _Aborted(error.str())

@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import trio
@@ -263,11 +264,11 @@ DEEDS: Final = (
 )
 
 
-def some_blows(count: int, jobs: int, daemons: int, chance: random.Random) -> list[Blow]:
-    """So many, spread over the jobs: every deed once, in any order, then again."""
+def some_blows(count: int, jobs: int, daemons: int, chance: random.Random, kinds: Sequence[str] = DEEDS) -> list[Blow]:
+    """So many, spread over the jobs: every one of these kinds once, in any order, then again."""
     deeds: list[str] = []
     while len(deeds) < count:
-        deeds += chance.sample(DEEDS, len(DEEDS))
+        deeds += chance.sample(kinds, len(kinds))
     step = jobs / (count + 1)
     return [
         Blow(
@@ -537,9 +538,10 @@ async def run_chaos(  # noqa: PLR0913 - all by name
     jobs: int,
     daemons: int,
     blows: int,
+    kinds: Sequence[str] = DEEDS,
     name: Callable[[str], str] = str,
     tell: Callable[[str], None] = lambda _: None,
-    **settings: str,
+    settings: Mapping[str, str] = MappingProxyType({}),
 ) -> Report:
     """Run it on this broker, with topics and group that `name` names; what is wrong is in the report.
 
@@ -547,7 +549,7 @@ async def run_chaos(  # noqa: PLR0913 - all by name
     """
     chance = random.Random(seed)
     tasks = some_tasks(jobs, chance)
-    plan = some_blows(blows, jobs, daemons, chance)
+    plan = some_blows(blows, jobs, daemons, chance, kinds)
     store = folder / "store"
     store.mkdir(parents=True)
     street = KafkaStreet(kafka, name)
@@ -610,7 +612,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 daemons=given.daemons,
                 blows=given.blows or max(len(DEEDS), given.jobs // 40),
                 tell=tell,
-                **settings,
+                settings=settings,
             )
         )
     tell(str(report))
