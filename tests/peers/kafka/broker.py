@@ -192,6 +192,7 @@ def running_kafka(
             yield kafka
         finally:
             # Nobody needs its data any more; its log stays.
+            kafka.close()
             kafka.kill()
             shutil.rmtree(folder / "data")
 

@@ -28,5 +28,9 @@ def running_mock_kafka(brokers: int = 1) -> Iterator[MockKafka]:
     # The cluster lives as long as this client, which needs a bootstrap server and never asks it.
     owner = Producer({**quiet("127.0.0.1:9"), "test.mock.num.brokers": brokers})
     found = owner.list_topics(timeout=CAP_SECONDS).brokers.values()
-    yield MockKafka(",".join(f"{broker.host}:{broker.port}" for broker in found))
-    del owner
+    kafka = MockKafka(",".join(f"{broker.host}:{broker.port}" for broker in found))
+    try:
+        yield kafka
+    finally:
+        kafka.close()
+        del owner

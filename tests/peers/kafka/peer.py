@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterable, Mapping
 
 import trio
@@ -18,6 +19,11 @@ class KafkaPeer:
         self.bootstrap = bootstrap
         """Host and port, as `bootstrap.servers` takes them."""
         self._writer = clients.Writer(bootstrap)
+
+    def close(self) -> None:
+        """Nobody writes any more: a client whose broker has gone would look for it to the end of the session."""
+        del self._writer
+        gc.collect()
 
     def create_topics(self, topics: Mapping[str, int], configs: Mapping[str, str] | None = None) -> None:
         """Create topics with so many partitions each, all with the same properties."""
