@@ -98,7 +98,7 @@ class _Ending:
             if code == EXIT_UNEXPECTED:
                 log.exception("a service failed, so the daemon ends", service=name)
             else:
-                log.error("the daemon ends", service=name, reason=_plain(error))  # noqa: TRY400 - no traceback for that
+                log.error("the daemon ends", service=name, reason=_plain(error), hint=_hint(error))  # noqa: TRY400 - no traceback for that
             self.failed = self.failed or ServiceFailed(name, code)
             self.wanted.set()
 
@@ -256,6 +256,11 @@ def _exit_code(error: Exception) -> int:
 
 def _plain(error: Exception) -> str:
     return "; ".join(str(leaf) for leaf in _leaves(error))
+
+
+def _hint(error: Exception) -> str:
+    """What to change, as far as that is known."""
+    return "; ".join(leaf.hint for leaf in _leaves(error) if isinstance(leaf, CadorError) and leaf.hint)
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -380,7 +380,8 @@ class KafkaDoor:
         log.info("partitions are taken away", partitions=list(partitions), running=len(errands))
         for errand in errands:
             errand.end(EndReason.REVOKED, only_queued=True)
-        with trio.move_on_after(0 if self._is_closed else self._grace):
+        # While the daemon stops, too: another member may come before the running jobs' last grace is over.
+        with trio.move_on_after(self._grace):
             await _wait_over(errands)
         for errand in errands & self._errands:
             errand.end(EndReason.REVOKED)

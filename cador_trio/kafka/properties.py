@@ -129,7 +129,13 @@ def transactional_properties(settings: Settings) -> Properties:
 
     A message's time is the transaction's (librdkafka sees to it): past that the broker has aborted both.
     """
-    ours = {"linger.ms": 1, "transaction.timeout.ms": TRANSACTION_TIMEOUT}
+    ours: Properties = {
+        "linger.ms": 1,
+        "transaction.timeout.ms": TRANSACTION_TIMEOUT,
+        # Else, when all brokers were away, librdkafka forgets them, but for a cached group coordinator that it then
+        # waits for without end (its issue 5511). If every address has changed, the writer makes a new producer.
+        "metadata.recovery.strategy": "none",
+    }
     return {
         **_producer(settings, settings.kafka_brokers_request or "", ours),
         "transactional.id": transactional_id(settings),
@@ -234,7 +240,7 @@ def _everyone(settings: Settings, brokers: str) -> Properties:
     return {"bootstrap.servers": brokers, "client.id": f"cador-{settings.instance_id}"}
 
 
-def _producer(settings: Settings, brokers: str, ours: dict[str, int]) -> Properties:
+def _producer(settings: Settings, brokers: str, ours: Properties) -> Properties:
     return {
         **_everyone(settings, brokers),
         "compression.type": "lz4",

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Protocol, TypeVar
@@ -438,7 +439,8 @@ class ExactlyOnce:
         except KafkaException as error:
             raise OutcomeUnknown(error.args[0].str()) from error
         finally:
-            self._producer.flush(0)  # what was purged reports that now
+            with suppress(KafkaException):  # one that has failed for good says so again, and is replaced
+                self._producer.flush(0)  # what was purged reports that now
             self._post.forget()
 
 

@@ -44,6 +44,7 @@ PARTITIONS: Final = 6
 BACKLOG: Final = 40  # jobs that run or wait when a blow falls
 STALL_SECONDS: Final = 120.0  # without a job that finishes, while nothing is wrong any more
 TAKEN_OVER_SECONDS: Final = 90.0
+END_SECONDS: Final = 90.0
 TERMINAL: Final = frozenset({"SUCCEEDED", "FAILED", "CANCELLED"})
 
 
@@ -103,7 +104,7 @@ def some_tasks(count: int, chance: random.Random) -> list[Task]:
             name=f"task-{number}",
             milliseconds=chance.randint(1_000, 3_000) if chance.random() < 0.05 else chance.randint(10, 500),
             tags=chance.choice([0, 1, 2, 5, 20]),
-            size=chance.randint(1, 40_000),
+            size=chance.randint(100, 40_000),  # a few bytes are taken for a text, not for an image
         )
         for number in range(count)
     ]
@@ -197,9 +198,11 @@ class Instance:
         (self._folder / f"life-{self._lives}.log").write_text(text, encoding="utf-8")
 
     async def end(self, number: signal.Signals) -> int:
-        """End this life; its exit code."""
+        """End this life; its exit code. Without a broker that takes the time that the last commits have."""
         self._is_ending = True
-        return await self.daemon.stop(number)
+        self.daemon.process.send_signal(number)
+        with trio.fail_after(END_SECONDS):
+            return await self.daemon.process.wait()
 
     async def retire(self) -> int:
         """End this life as the last one; its exit code."""

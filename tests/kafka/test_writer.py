@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
-from confluent_kafka import KafkaError, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from cador_trio.errors import InstanceFenced, KafkaUnavailable
 from cador_trio.kafka import writer as writer_module
@@ -352,6 +352,22 @@ def test_an_abort_that_fails(bench: Bench) -> None:
     with pytest.raises(OutcomeUnknown):
         writer.write(commit_of(effects()))
     assert bench.producer.calls.count("abort_transaction") == 2
+
+
+def test_an_abort_by_a_producer_that_has_failed_for_good(bench: Bench) -> None:
+    """Whatever is asked of it afterwards fails in the same way: the outcome is unknown all the same."""
+    writer = bench.open()
+    producer = bench.producer
+    producer.failures["commit_transaction"].append(ABORTABLE)
+    producer.failures["abort_transaction"].append(FATAL)
+
+    def fail_again(call: str) -> None:
+        if call == "flush" and "abort_transaction" in producer.calls:
+            raise KafkaException(FATAL)
+
+    producer.on_call = fail_again
+    with pytest.raises(OutcomeUnknown):
+        writer.write(commit_of(effects()))
 
 
 def test_a_refusal_does_not_wait_for_the_others(bench: Bench) -> None:

@@ -223,7 +223,8 @@ def _security(users: Mapping[str, str]) -> Mapping[str, str]:
 def _format(base: list[str | Path], properties: Path) -> None:
     """Make the data folder, for a cluster of its own id."""
     cluster_id = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-    command = [*base, "kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", properties]
+    # As one word: an id may begin with a dash, which would be taken for an option.
+    command = [*base, "kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", properties]
     try:
         subprocess.run(
             [os.fspath(word) for word in command],
