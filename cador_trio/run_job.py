@@ -54,6 +54,7 @@ from cador_trio.job import (
     Value,
 )
 from cador_trio.json_text import THREAD_BYTES, NotJson, write, write_slices
+from cador_trio.observe.stages import stage
 from cador_trio.order import Deadline, Order
 from cador_trio.registry import JobRecord, Registry
 from cador_trio.spool import WRITE_BYTES, Spool, SpooledBody
@@ -292,7 +293,7 @@ async def _made(  # noqa: PLR0913, PLR0917 - as above
 
 async def _published(record: JobRecord, work: _Work, publisher: Publisher) -> Outcome:
     try:
-        with trio.CancelScope(shield=True):
+        with stage("publish"), trio.CancelScope(shield=True):
             outcome = await publisher.publish(record, work.outcome, work.tags)
     except Exception:
         log.exception("a job's end can't be told for a reason that nobody thought of")
@@ -322,7 +323,7 @@ async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStac
     doing = "an earlier job with its task id ran"
     with deadline.scope:
         # Those who wait behind a job that waits for the algorithm must not run out of time meanwhile.
-        with house.algorithm.timing(deadline) if job.is_patient else nullcontext():
+        with stage("queued"), house.algorithm.timing(deadline) if job.is_patient else nullcontext():
             await held.enter_async_context(house.registry.turn(job.task_name))
             if plan.destination is not None:
                 doing = "the store was asked whether it takes the results"
@@ -332,9 +333,10 @@ async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStac
         doing = "the algorithm worked on it"
         if job.door == "kafka":
             deadline.scope.deadline = trio.current_time() + house.job_timeout_seconds
-        answer = await dispatch.at_algorithm(
-            lambda connection, exchange: house.algorithm.process(order, connection, exchange), Answer.close
-        )
+        with stage("algorithm"):
+            answer = await dispatch.at_algorithm(
+                lambda connection, exchange: house.algorithm.process(order, connection, exchange), Answer.close
+            )
     if answer is None:
         raise deadline.excuse or DeadlinePassed(
             f"the job's deadline of {house.job_timeout_seconds:g} s passed while {doing}",
@@ -385,7 +387,8 @@ async def _georeferenced(answer: Answer, referential: Referential | None, house:
             for name, output in answer.outputs.items()
         }
 
-    outputs = await _in_thread_if_large(answer.size, convert)
+    with stage("georeference"):
+        outputs = await _in_thread_if_large(answer.size, convert)
     return Answer(outputs, whole=answer.whole, size=answer.size, leftovers=answer.leftovers)
 
 
@@ -396,7 +399,7 @@ async def _stored(answer: Answer, plan: Plan, house: House) -> dict[str, StoredO
         return stored
     images = answer.images()
     try:
-        with trio.fail_after(house.store_timeout_seconds):
+        with stage("store"), trio.fail_after(house.store_timeout_seconds):
             await _store_all(images, plan.destination, house.store, stored)
     except trio.TooSlowError:
         raise StoreTimedOut(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping
 from typing import Any, Literal, TextIO, cast
 
@@ -19,10 +20,17 @@ LogFormat = Literal["auto", "json", "console"]
 
 
 class _StandardError(io.TextIOBase):
-    """Whatever standard error is at the moment: loggers are kept for good, and it may be put elsewhere meanwhile."""
+    """Whatever standard error is at the moment: loggers are kept for good, and it may be put elsewhere meanwhile.
+
+    Each write is a whole line, and lines of all threads come one after the other.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
 
     def write(self, text: str) -> int:
-        return sys.stderr.write(text)
+        with self._lock:
+            return sys.stderr.write(text)
 
     def flush(self) -> None:
         sys.stderr.flush()
@@ -48,7 +56,7 @@ def set_up_logs(level: str, log_format: LogFormat) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.PrintLoggerFactory(_STANDARD_ERROR),
+        logger_factory=structlog.WriteLoggerFactory(_STANDARD_ERROR),
     )
     handler = logging.StreamHandler(_STANDARD_ERROR)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processor=renderer))

@@ -143,3 +143,20 @@ def test_people_get_plain_lines() -> None:
 def test_a_pipe_gets_json_unasked() -> None:
     """`auto` looks whether a person is there."""
     assert json.loads(stderr_of("log.info('serving')", form="auto"))["event"] == "serving"
+
+
+def test_lines_of_many_threads_do_not_mix() -> None:
+    """Ours and the libraries', from threads that all write at once: every line is whole."""
+    lines = lines_of(
+        "import threading\n"
+        "sys.setswitchinterval(1e-6)\n"
+        "def ours():\n"
+        "    for number in range(500): log.info('ours', number=number)\n"
+        "def theirs():\n"
+        "    for number in range(500): logging.getLogger('lib').warning('theirs')\n"
+        "threads = [threading.Thread(target=one) for one in (ours, theirs, ours, theirs)]\n"
+        "for thread in threads: thread.start()\n"
+        "for thread in threads: thread.join()\n"
+    )
+    assert [line["event"] for line in lines].count("ours") == 1000
+    assert [line["event"] for line in lines].count("theirs") == 1000
