@@ -307,6 +307,10 @@ class Registry:
             if users > 1:
                 self._turns[task_name] = (lock, users - 1)
 
+    def is_turn_taken(self, task_name: str) -> bool:
+        """Would a job with this task id have to wait for another one?"""
+        return task_name in self._turns
+
     def _forget(self, record: JobRecord) -> None:
         del self._records[record.job.job_id]
         if record.idempotency_key is not None and self._keys.get(record.idempotency_key) == record.job.job_id:

@@ -19,7 +19,7 @@ from cador_trio.errors import KafkaUnavailable
 from cador_trio.kafka.consumer import PollingThread
 from cador_trio.kafka.effects import Commit, Done, Effects, Refused, Verdict
 from cador_trio.kafka.ledger import Ledger
-from cador_trio.kafka.writer import GaveUp, MessageRefused, OutcomeUnknown, PartitionsGone, Writer
+from cador_trio.kafka.writer import GaveUp, MessageRefused, MessagesBroken, OutcomeUnknown, PartitionsGone, Writer
 
 T = TypeVar("T")
 
@@ -133,6 +133,7 @@ class Committer:
 
         Raises:
             InstanceFenced: another instance uses our id.
+            KafkaUnavailable: a producer is of no use any more.
         """
         self._writer, self._is_running = writer, True
         try:
@@ -198,6 +199,9 @@ class Committer:
             await self._in_thread(lambda: self._writer.write(commit))
         except MessageRefused as refusal:
             self._decide_some(batch, [refusal.effects], Refused(refusal.role, refusal.size))
+        except MessagesBroken as failure:
+            log.exception("a job's messages can't be made for a reason that nobody thought of")
+            self._decide_some(batch, [failure.effects], Done.BROKEN)
         except PartitionsGone as loss:
             # The polling thread will say so soon; until then nothing is decided.
             log.info("partitions have gone, or the group has lost sight of us", partitions=sorted(loss.partitions))

@@ -172,9 +172,11 @@ class KafkaDelivery:
                     return self._give_back(EndReason.REVOKED if self._claim.gone.is_set() else EndReason.SHUTDOWN)
                 case Refused(role=Role.DEAD_LETTER, size=size):
                     self._letter_limit = size - 1  # a smaller form of it, in the end none
-                case Refused(role=Role.STATUS) if not isinstance(outcome, Succeeded):
-                    log.error("a terminal status fits its topic in no form", record=repr(self._record))
+                case Refused(role=Role.STATUS) | Done.BROKEN if not isinstance(outcome, Succeeded):
+                    log.error("a terminal status can't be sent in any form", record=repr(self._record))
                     self._is_told = False
+                case Done.BROKEN:
+                    outcome, tags = Failed(_unexpected()), ()
                 case Refused(role=role, size=size):
                     outcome, tags = _too_large(role, size), ()
 
@@ -231,7 +233,7 @@ class KafkaDelivery:
             if not isinstance(outcome, Succeeded):  # to tell of a failure takes nothing that could fail
                 raise
             log.exception("a job's messages can't be made for a reason that nobody thought of")
-            return Failed(CadorError("unexpected error in the sidecar", hint="its log has the details"))
+            return Failed(_unexpected())
 
     async def _effects(self, record: JobRecord, outcome: Outcome, tags: Sequence[JsonObject]) -> Effects:
         match outcome:
@@ -392,6 +394,10 @@ def _messages_of(job: Job, tags: Sequence[JsonObject]) -> Callable[[], Iterator[
 
 def _references(product: Product) -> list[JsonObject]:
     return [result.reference for result in product.results if result.reference is not None]
+
+
+def _unexpected() -> CadorError:
+    return CadorError("unexpected error in the sidecar", hint="its log has the details")
 
 
 def _too_large(role: Role, size: int) -> Failed:

@@ -33,7 +33,7 @@ from cador_trio.json_text import THREAD_BYTES
 from cador_trio.kafka.committer import Claim, Claims
 from cador_trio.kafka.consumer import Assigned, PollingThread
 from cador_trio.kafka.delivery import Desk, KafkaDelivery
-from cador_trio.kafka.effects import Effects, Refused, Role, Verdict
+from cador_trio.kafka.effects import Done, Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Delivered, Ledger
 from cador_trio.kafka.messages import CORRELATION_HEADER, KIND_HEADER, TRACE_HEADER, Record, Subject
 from cador_trio.registry import JobRecord
@@ -42,7 +42,8 @@ from cador_trio.run_job import House, Plan, admit, run_job
 log = structlog.get_logger(__name__)
 
 # What may wait in a lane before its partition is paused. A paused one drops what librdkafka has fetched of it, and
-# takes a quarter of a second to flow again: so many records keep even quick jobs busy meanwhile.
+# takes a quarter of a second to flow again: so many records keep even quick jobs busy meanwhile. As many may wait
+# aside, for an earlier job with their task id.
 LANE_RECORDS: Final = 250
 WAITING_BYTES: Final = 64 * 1024 * 1024  # the same, in bytes, over all lanes
 RETRY_SECONDS: Final = 1.0  # between two looks whether a job can be admitted
@@ -83,6 +84,7 @@ class Errand:
         self.record = record
         self.lane = lane
         self.is_queued = True  # has not reached the algorithm
+        self._is_aside = False  # waits for an earlier job with its task id
         self.over = trio.Event()
         self._door = door
         self._delivered = delivered
@@ -130,8 +132,12 @@ class Errand:
         if admitted is None or self._scope.cancel_called:  # nothing on its way there may have waited
             log.info("request given back before it began", record=repr(self.record), reason=str(self._reason))
             return
-        self._job_record = self._door.house.registry.add(admitted[0])
-        await run_job(self._job_record, admitted[1], self._door.house, self._delivery)
+        job, plan = admitted
+        registry = self._door.house.registry
+        if registry.is_turn_taken(job.task_name):
+            self._step_aside()
+        self._job_record = registry.add(job)
+        await run_job(self._job_record, plan, self._door.house, self._delivery)
 
     async def _admitted(self) -> tuple[Job, Plan]:
         """The job, once somebody can work on it. Raises CadorError: it never will be one."""
@@ -197,9 +203,9 @@ class Errand:
             read = partial(_with_task_id, self._subject, value)
             self._subject = read() if len(value) <= THREAD_BYTES else await trio.to_thread.run_sync(read)
         effects = self._delivery.refused(error, self._job_id, self._subject)
-        while isinstance(verdict := await self._settle(effects), Refused):
-            log.error("a refusal can't be told as it is", record=repr(self.record), role=str(verdict.role))
-            if verdict.role is Role.DEAD_LETTER:
+        while isinstance(verdict := await self._settle(effects), Refused) or verdict is Done.BROKEN:
+            log.error("a refusal can't be told as it is", record=repr(self.record), verdict=str(verdict))
+            if isinstance(verdict, Refused) and verdict.role is Role.DEAD_LETTER:
                 letter = self._delivery.smaller_letter(verdict.size, error, self._job_id, self._subject)
                 effects = replace(effects, dead_letter=letter)
             else:
@@ -207,16 +213,25 @@ class Errand:
 
     async def _settle(self, effects: Effects) -> Verdict:
         size = _size(self.record)
-        self._door.settling_bytes += size
+        self._door.unqueued_bytes += size
         self._leave_queue()
         try:
             return await self._door.desk.committer.commit(effects)
         finally:
-            self._door.settling_bytes -= size
+            self._door.unqueued_bytes -= size
+
+    def _step_aside(self) -> None:
+        """The job that it waits for may take long: others have its place in the queue meanwhile."""
+        self._is_aside = True
+        self._door.errand_stepped_aside(_size(self.record))
 
     def _leave_queue(self) -> None:
-        if self.is_queued:
-            self.is_queued = False
+        if not self.is_queued:
+            return
+        self.is_queued = False
+        if self._is_aside:
+            self._door.errand_came_back(_size(self.record))
+        else:
             self._door.errand_left_queue()
 
 
@@ -250,7 +265,8 @@ class KafkaDoor:
         self._lanes: dict[int, Lane] = {}
         self._errands: set[Errand] = set()
         self._queued = 0
-        self.settling_bytes = 0  # of records that will never be jobs, while that is being committed
+        self._aside = 0
+        self.unqueued_bytes = 0  # of records in no queue: refused and being committed, or aside
         self._alone: Errand | None = None
         self._busy_keys: set[tuple[int, bytes]] = set()
         self._turn = 0  # the lane that comes first next time
@@ -278,8 +294,20 @@ class KafkaDoor:
         self._wake.set()
 
     def errand_left_queue(self) -> None:
-        """It has reached the algorithm, or its end."""
+        """It has reached the algorithm, or its end, or makes way for others."""
         self._queued -= 1
+        self._wake.set()
+
+    def errand_stepped_aside(self, size: int) -> None:
+        """It has so many bytes, and waits for no slot yet."""
+        self._aside += 1
+        self.unqueued_bytes += size
+        self.errand_left_queue()
+
+    def errand_came_back(self, size: int) -> None:
+        """It has reached the algorithm, or its end, after all."""
+        self._aside -= 1
+        self.unqueued_bytes -= size
         self._wake.set()
 
     def errand_over(self, errand: Errand) -> None:
@@ -298,8 +326,7 @@ class KafkaDoor:
 
     def _next_errand(self) -> Errand | None:
         """The next record that may be taken on now; the lanes take turns."""
-        is_full = self._queued >= max(2, self._slots) or self.settling_bytes >= WAITING_BYTES
-        if self._is_closed or self._alone is not None or is_full:
+        if self._is_closed or self._alone is not None or self._is_full:
             return None
         lanes = list(self._lanes.values())
         for step in range(len(lanes)):
@@ -312,6 +339,12 @@ class KafkaDoor:
             self._turn = (self._turn + step + 1) % len(lanes)
             return self._taken(lane, index)
         return None
+
+    @property
+    def _is_full(self) -> bool:
+        """Enough records have been looked at, and have not reached the algorithm."""
+        is_queue_full = self._queued >= max(2, self._slots)
+        return is_queue_full or self._aside >= LANE_RECORDS or self.unqueued_bytes >= WAITING_BYTES
 
     def _next_in(self, lane: Lane) -> int | None:
         for index, (record, _) in enumerate(lane.waiting):

@@ -78,10 +78,11 @@ class Commit:
 
 
 class Done(StrEnum):
-    """What became of effects, when nothing is wrong with them."""
+    """What became of effects, whatever their size."""
 
     COMMITTED = "visible, with the offset"
     DROPPED = "nothing is visible: the partition has another owner, or the daemon stops"
+    BROKEN = "nothing is visible: the messages can't be made"
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,8 @@ from cador_trio.kafka.messages import Message
 
 log = structlog.get_logger(__name__)
 
-LOOK_SECONDS: Final = 0.003  # between two looks for acknowledgements, while some are to come
+LOOK_SECONDS: Final = 0.003  # between two looks for acknowledgements, while they come
+LONGEST_LOOK_SECONDS: Final = 0.1  # the same, once none has come for a while
 LAST_SECONDS: Final = 5.0  # for what is still on its way when the daemon ends
 
 
@@ -102,11 +103,11 @@ class Statuses:
                 await self._look_until_all_there(self._producer)
 
     async def _look_until_all_there(self, producer: Producer) -> None:
-        while True:
-            await trio.sleep(LOOK_SECONDS)
-            producer.poll(0)
-            if not self._on_their_way:
-                return
+        pause = LOOK_SECONDS
+        while self._on_their_way:
+            await trio.sleep(pause)
+            is_moving = bool(producer.poll(0))
+            pause = LOOK_SECONDS if is_moving else min(1.1 * pause, LONGEST_LOOK_SECONDS)
 
     def _report(self, ticket: Ticket, error: KafkaError | None, _: KafkaMessage) -> None:
         """Called by `poll`, so in Trio's thread."""

@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -36,6 +36,7 @@ CALL_SECONDS: Final = 2.0  # one wait inside librdkafka; after it we look whethe
 FLUSH_SECONDS: Final = 0.1  # the same for `flush`; after it we look whether a message was refused
 OFFSETS_SECONDS: Final = 10.0  # for the group coordinator to take offsets; then it is tried with fresh metadata
 DECISION_SECONDS: Final = 10.0  # between the end of a transaction's time and the broker's noticing it
+ELSEWHERE_SECONDS: Final = 5.0  # for another cluster to take statuses, while a transaction is open
 HANG_SECONDS: Final = 10.0  # past the wait that librdkafka was asked for: it will not return
 FIRST_PAUSE_SECONDS: Final = 0.05
 LAST_PAUSE_SECONDS: Final = 2.0
@@ -51,6 +52,14 @@ class MessageRefused(Exception):
         self.effects = effects
         self.role = role
         self.size = size
+
+
+class MessagesBroken(Exception):
+    """The messages of one job can't be made, for a reason that nobody thought of; nothing was committed."""
+
+    def __init__(self, effects: Effects) -> None:
+        super().__init__("messages can't be made")
+        self.effects = effects
 
 
 class PartitionsGone(Exception):
@@ -69,6 +78,10 @@ class GaveUp(Exception):
     """The daemon stops, and no broker helps."""
 
 
+class _Hindered(Exception):
+    """The transaction can't go on at the moment, through no fault of its own."""
+
+
 class _Aborted(Exception):
     """Nothing was committed, and another try may do."""
 
@@ -80,7 +93,14 @@ class Writer(Protocol):
         """Be ready to write. Raises GaveUp."""
 
     def write(self, commit: Commit) -> None:
-        """Make it visible. Raises MessageRefused, PartitionsGone, OutcomeUnknown, GaveUp, InstanceFenced."""
+        """Make it visible.
+
+        Raises:
+            MessageRefused, MessagesBroken: one job of it can't be told so.
+            PartitionsGone, OutcomeUnknown, GaveUp: see there.
+            InstanceFenced: another instance uses our id.
+            KafkaUnavailable: a producer is of no use any more.
+        """
 
     def give_up(self) -> None:
         """End whatever is tried at the moment, and all that comes. Called from another thread."""
@@ -111,7 +131,7 @@ class Post:
         """Tags, output and dead letter of one job, as far as these producers are for them."""
         effects = sent.effects
         if Role.TAG in producers and Role.TAG in self._topics:
-            for index, tag in enumerate(effects.tags()):
+            for index, tag in enumerate(_made(effects)):
                 self._send(producers[Role.TAG], effects, Role.TAG, tag, self._tag_report(sent, index, tag.size))
         for role, message in ((Role.OUTPUT, effects.output), (Role.DEAD_LETTER, effects.dead_letter)):
             if role in producers and role in self._topics and message is not None:
@@ -121,21 +141,25 @@ class Post:
         """The terminal status, which tells where the others went."""
         effects = sent.effects
         if Role.STATUS in producers and Role.STATUS in self._topics and effects.status is not None:
-            message = effects.status(sent.whereabouts)
+            message = _made_status(effects.status, sent)
             report = self._report(sent, Role.STATUS, message.size)
             self._send(producers[Role.STATUS], effects, Role.STATUS, message, report)
 
-    def flush(self, producers: Mapping[Role, Producer]) -> None:
+    def flush(self, producers: Mapping[Role, Producer], seconds: float = math.inf) -> None:
         """Wait until all is acknowledged, or has failed.
 
         Raises:
             MessageRefused: a message is too large for its topic.
             KafkaException: another failure of one of them.
+            TimeoutError: it takes longer than so many seconds.
         """
+        until = time.monotonic() + seconds
         for producer in set(producers.values()):
             # A transaction that has failed keeps back what it has not sent yet, until that times out with it.
             while producer.flush(FLUSH_SECONDS) and self._failure is None:
                 self._patience.check()
+                if time.monotonic() > until:
+                    raise TimeoutError
         failure, self._failure = self._failure, None
         if failure is not None:
             effects, role, size, error = failure
@@ -163,7 +187,7 @@ class Post:
             except KafkaException as error:
                 reason: KafkaError = error.args[0]
                 if is_fatal(reason):
-                    raise KafkaUnavailable(f"a Kafka producer has given up: {reason.str()}") from error
+                    raise _lost(reason) from error
                 log.warning("messages were not taken, and are sent again", reason=reason.str())
                 self._patience.rest()
             else:
@@ -372,35 +396,56 @@ class ExactlyOnce:
             self._commit()
         except KafkaException as error:
             self._judge(error.args[0])
-        except (MessageRefused, PartitionsGone):
+        except (MessageRefused, MessagesBroken, PartitionsGone, KafkaUnavailable):
             self._abort()
             raise
-        except KafkaUnavailable as error:
+        except _Hindered as hindrance:
             self._abort()
-            raise _Aborted(error.message) from error
+            raise _Aborted(str(hindrance)) from hindrance
 
     def _fill(self, commit: Commit, sent: Sequence[_Sent]) -> None:
         for one in sent:
             self._post.letters(one, self._here)
         self._post.flush(self._here)  # true offsets for the statuses
-        everywhere = {**self._elsewhere, **self._here}
         for one in sent:
-            self._post.status(one, everywhere)
+            self._post.status(one, self._here)
         # Before the offsets, or librdkafka waits a tenth of a second for the broker to keep up with itself.
-        self._post.flush(everywhere)
+        self._post.flush(self._here)
+        if Role.STATUS in self._elsewhere:
+            self._tell_elsewhere(sent)
         if commit.points:
+            self._add_offsets(commit)
+
+    def _tell_elsewhere(self, sent: Sequence[_Sent]) -> None:
+        """Terminal statuses for another cluster: only now it is known what they say."""
+        try:
+            for one in sent:
+                self._post.status(one, self._elsewhere)
+            self._post.flush(self._elsewhere, ELSEWHERE_SECONDS)
+        except KafkaException as error:
+            reason: KafkaError = error.args[0]
+            if is_fatal(reason):
+                raise _lost(reason) from error
+            raise _Hindered(f"the statuses' cluster does not take them: {reason.str()}") from error
+        except TimeoutError:
+            raise _Hindered("the statuses' cluster does not answer") from None
+
+    def _add_offsets(self, commit: Commit) -> None:
+        try:
             snapshot = self._polling.take_snapshot()
-            gone = {part for part, number in commit.numbers.items() if snapshot.owned.get(part) != number}
-            if gone:
-                raise PartitionsGone(gone)
-            offsets = [offset_of(self._request_topic, part, point) for part, point in commit.points.items()]
-            # What is asked with the metadata of a membership that has ended meanwhile is asked in vain.
-            self._patience.insist(
-                lambda: self._on_line(
-                    partial(self._producer.send_offsets_to_transaction, offsets, snapshot.metadata, CALL_SECONDS)
-                ),
-                OFFSETS_SECONDS,
-            )
+        except KafkaUnavailable as error:
+            raise _Hindered(error.message) from error
+        gone = {part for part, number in commit.numbers.items() if snapshot.owned.get(part) != number}
+        if gone:
+            raise PartitionsGone(gone)
+        offsets = [offset_of(self._request_topic, part, point) for part, point in commit.points.items()]
+        # What is asked with the metadata of a membership that has ended meanwhile is asked in vain.
+        self._patience.insist(
+            lambda: self._on_line(
+                partial(self._producer.send_offsets_to_transaction, offsets, snapshot.metadata, CALL_SECONDS)
+            ),
+            OFFSETS_SECONDS,
+        )
 
     def _commit(self) -> None:
         """Once this is asked for, the broker decides; it has decided when the transaction's time is over."""
@@ -439,6 +484,9 @@ class ExactlyOnce:
         except KafkaException as error:
             raise OutcomeUnknown(error.args[0].str()) from error
         finally:
+            for producer in set(self._elsewhere.values()):
+                producer.purge()  # they would tell of messages that are nowhere
+                producer.poll(0)
             with suppress(KafkaException):  # one that has failed for good says so again, and is replaced
                 self._producer.flush(0)  # what was purged reports that now
             self._post.forget()
@@ -482,6 +530,25 @@ class AtLeastOnce:
                     log.warning("partitions have gone before their offsets were committed", partitions=sorted(gone))
                 break
         self._patience.refresh()
+
+
+def _lost(reason: KafkaError) -> KafkaUnavailable:
+    return KafkaUnavailable(f"a Kafka producer has given up: {reason.str()}")
+
+
+def _made(effects: Effects) -> Iterator[Message]:
+    """Its tags."""
+    try:
+        yield from effects.tags()
+    except Exception as error:
+        raise MessagesBroken(effects) from error
+
+
+def _made_status(status: Callable[[Whereabouts], Message], sent: _Sent) -> Message:
+    try:
+        return status(sent.whereabouts)
+    except Exception as error:
+        raise MessagesBroken(sent.effects) from error
 
 
 def _coordinates(message: KafkaMessage) -> Coordinates:

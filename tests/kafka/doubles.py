@@ -419,6 +419,9 @@ class ScriptedProducer:
 
     def abort_transaction(self, _seconds: float) -> None:
         self._call("abort_transaction")
+        self.purge()
+
+    def purge(self) -> None:
         purged, self._queue = self._queue, []
         for topic, _, report in purged:
             report(kafka_error(KafkaError._PURGE_QUEUE), KafkaMessage(topic=topic, partition=0))

@@ -25,7 +25,7 @@ from cador_trio.job import Answer, EndReason, JobState, Value
 from cador_trio.kafka.delivery import COURTESY_SECONDS, PROGRESS_SECONDS, RestDelivery
 from cador_trio.kafka.effects import Commit, Effects, Role, Whereabouts
 from cador_trio.kafka.messages import Coordinates, Message
-from cador_trio.kafka.writer import MessageRefused
+from cador_trio.kafka.writer import MessageRefused, MessagesBroken
 from cador_trio.registry import JobRecord
 from cador_trio.run_job import admit, run_job
 from tests.doubles import make_job
@@ -216,6 +216,10 @@ async def test_the_registry_says_what_is_visible(house: KafkaHouse, autojump_clo
     assert effects.dead_letter is not None
 
 
+def _broken(commit: Commit) -> Exception:
+    return MessagesBroken(commit.batch[0])
+
+
 def _refused(commit: Commit, role: Role, at_least: int = 0) -> Exception | None:
     """The topic of this role takes nothing of that size."""
     (effects,) = commit.batch
@@ -249,6 +253,32 @@ async def test_topics_that_take_nothing(house: KafkaHouse, role: Role, autojump_
     assert (effects.dead_letter is None) == (role is Role.DEAD_LETTER)
     assert (effects.status is None) == (role is Role.STATUS)
     assert house.street.registry.unfinished() == []
+
+
+async def test_messages_that_can_t_be_made(house: KafkaHouse, autojump_clock: MockClock) -> None:
+    """A defect of ours ends this job as FAILED, and neither the daemon nor the jobs committed with it."""
+    house.writer.script.append(_broken)
+    effects = await run_one(house)
+    assert effects.output is None
+    assert status_of(effects)["errMsg"].startswith("unexpected error in the sidecar")
+    assert value_of(effects.dead_letter) == GOOD
+
+
+async def test_failures_that_can_t_be_told(house: KafkaHouse, autojump_clock: MockClock) -> None:
+    """Their dead letter goes without a status."""
+    house.street.algorithm.error = AlgorithmFailed("its own 500")
+    house.writer.script.append(_broken)
+    effects = await run_one(house)
+    assert effects.dead_letter is not None
+    assert effects.status is None
+
+
+async def test_refusals_that_can_t_be_told(house: KafkaHouse, autojump_clock: MockClock) -> None:
+    """The same for a request that never was a job."""
+    house.writer.script.append(_broken)
+    effects = await run_one(house, b"no JSON")
+    assert effects.dead_letter is not None
+    assert effects.status is None
 
 
 async def test_a_huge_original(tmp_path: Path, autojump_clock: MockClock) -> None:

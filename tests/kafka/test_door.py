@@ -118,6 +118,40 @@ async def test_a_full_house_holds_intake_back(house: KafkaHouse, autojump_clock:
     assert sorted(house.writer.offsets) == list(range(50))
 
 
+async def test_one_task_id_does_not_hold_back_the_others(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """Requests that wait for a long job with their task id keep no slot empty."""
+    same = {"image": "x", "technicalMetadata": {"taskId": "same"}}
+    async with open_kafka_house(tmp_path, slots=2) as house:
+        house.assign()
+        await settle()
+        house.street.algorithm.halt.close()
+        house.receive(*(named(offset, value=same) for offset in range(20)), named(20))
+        await settle()
+        assert len(house.ordered) == 2
+        assert "0-20" in house.ordered
+        house.street.algorithm.halt.open()
+        await trio.sleep(100)
+        assert sorted(house.writer.offsets) == list(range(21))
+
+
+async def test_what_waits_for_its_task_is_bounded(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A flood with one task id waits in the lane and in the topic, not among the jobs."""
+    same = {"image": "x", "technicalMetadata": {"taskId": "same"}}
+    async with open_kafka_house(tmp_path, slots=2) as house:
+        house.assign()
+        await settle()
+        house.street.algorithm.halt.close()
+        paused: list[int] = []
+        for offset in range(2 * LANE_RECORDS + 1):
+            paused += house.receive(named(offset, value=same))
+            await settle()
+        assert len(house.street.registry.unfinished()) == LANE_RECORDS + 1
+        assert paused == [0]
+        house.street.algorithm.halt.open()
+        await trio.sleep(10_000)
+        assert sorted(house.writer.offsets) == list(range(2 * LANE_RECORDS + 1))
+
+
 async def test_what_was_finished_is_not_done_again(tmp_path: Path, autojump_clock: MockClock) -> None:
     """The last owner's metadata says what is done behind the offset: that is not run, and the offset moves on."""
     ledger = Ledger(0, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import pytest
@@ -20,6 +20,7 @@ from cador_trio.kafka.writer import (
     ExactlyOnce,
     GaveUp,
     MessageRefused,
+    MessagesBroken,
     OutcomeUnknown,
     PartitionsGone,
 )
@@ -465,6 +466,60 @@ def test_a_message_that_is_too_large_elsewhere(bench: Bench) -> None:
     with pytest.raises(MessageRefused):
         writer.write(commit_of(effects()))
     assert "begin_transaction" not in bench.producer.calls
+
+
+def test_statuses_elsewhere_hold_no_transaction_open(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cluster that is away is waited for between transactions, and is told no place that a message never had."""
+    monkeypatch.setattr(writer_module, "ELSEWHERE_SECONDS", -1)
+    away = bench.elsewhere[Role.STATUS] = ScriptedProducer()
+    away.failures["flush"].extend([None, RETRIABLE])  # before the transaction, and in it
+    writer = bench.open()
+    told = Told()
+    writer.write(commit_of(effects(told=told)))
+    assert bench.producer.calls.count("abort_transaction") == 1
+    assert bench.producer.calls.count("commit_transaction") == 1
+    assert topics_of(bench.producer) == ["outputs"]
+    assert len(told.where) == 2
+    assert len(away._open) == 1  # the first was purged
+
+
+def test_statuses_elsewhere_that_are_not_taken(bench: Bench) -> None:
+    """They are told again, in a new transaction."""
+    away = bench.elsewhere[Role.STATUS] = ScriptedProducer()
+    away.refusals["statuses"].append(kafka_error(KafkaError.NOT_ENOUGH_REPLICAS))
+    bench.open().write(commit_of(effects()))
+    assert bench.producer.calls.count("abort_transaction") == 1
+    assert away.calls.count("produce statuses") == 2
+
+
+def test_a_producer_elsewhere_that_has_given_up(bench: Bench) -> None:
+    """Its failure is not ours: the transaction is aborted, and the daemon starts anew."""
+    away = bench.elsewhere[Role.STATUS] = ScriptedProducer()
+    away.refusals["statuses"].append(FATAL)
+    writer = bench.open()
+    with pytest.raises(KafkaUnavailable, match="given up"):
+        writer.write(commit_of(effects()))
+    assert bench.producer.calls[-2:] == ["abort_transaction", "flush"]
+
+
+# --- Messages that can't be made -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", ["tags", "status"])
+def test_messages_that_can_t_be_made(bench: Bench, part: str) -> None:
+    """That is told of the one job; nothing of the others is committed yet."""
+
+    def fail(*_: object) -> Any:
+        raise ZeroDivisionError
+
+    broken = replace(effects(1), tags=fail) if part == "tags" else replace(effects(1), status=fail)
+    writer = bench.open()
+    with pytest.raises(MessagesBroken) as failure:
+        writer.write(commit_of(effects(0), broken))
+    assert failure.value.effects is broken
+    assert bench.producer.visible == []
+    writer.write(commit_of(effects(0)))
+    assert topics_of(bench.producer) == ["outputs", "statuses"]
 
 
 # --- At least once ------------------------------------------------------------------------------------------------
