@@ -230,8 +230,11 @@ def _text(error: BaseException) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
+    """From the outermost in; a group, as a nursery makes one, says nothing itself."""
     cause: BaseException | None = error
     while cause is not None:
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
         yield cause
         cause = cause.__cause__ or cause.__context__
 
