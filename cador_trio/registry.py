@@ -46,14 +46,14 @@ class JobRecord:
         self.ended = trio.Event()
         self.failed_attempts: list[Attempt] = []
         # Called at every change of state or progress, in the task that makes it; must neither wait nor fail.
-        self.on_change: Callable[[JobRecord], None] = lambda _: None
+        self.on_change: Callable[[JobRecord], None] = _tell_nobody
         self._now_ms = now_ms
         self._changed = trio.Event()
         self.readers = 0  # callers that wait for the results
         self.results_gone = False  # there were some, and they are deleted or were let go of
         self.has_lost_results = False  # some were deleted, or history has let go of them
         # Called once when the job no longer waits: its body stops counting as waiting.
-        self.leave_queue: Callable[[], None] = lambda: None
+        self.leave_queue: Callable[[], None] = _do_nothing
         self._scope: trio.CancelScope | None = None
         self._sealed = False
 
@@ -123,6 +123,8 @@ class JobRecord:
         self.outcome = outcome
         self.job = self.job.without_payload()
         self.leave_queue()
+        # What ran the job goes now: history is long, and would keep the request itself alive through these.
+        self.on_change, self.leave_queue, self._scope = _tell_nobody, _do_nothing, None
         self.ended.set()
 
     async def wait_change(self, seen: tuple[JobState, int]) -> tuple[JobState, int]:
@@ -142,6 +144,14 @@ class JobRecord:
         self._changed.set()
         self._changed = trio.Event()
         self.on_change(self)
+
+
+def _tell_nobody(_: JobRecord) -> None:
+    """Nobody wants to know."""
+
+
+def _do_nothing() -> None:
+    """Nothing is to be done."""
 
 
 class Registry:

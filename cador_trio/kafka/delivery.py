@@ -191,6 +191,10 @@ class KafkaDelivery:
         self._letter_limit = refused - 1
         return self._dead_letter(error, (), job_id, subject)
 
+    def close(self) -> None:
+        """Nothing more will begin: let go of who wanted to know."""
+        self._begun = _do_nothing
+
     def passed_over(self) -> Effects:
         """The effects of a record that is none of our business: its offset is done."""
         return Effects(self._source)
@@ -394,6 +398,10 @@ def _messages_of(job: Job, tags: Sequence[JsonObject]) -> Callable[[], Iterator[
 
 def _references(product: Product) -> list[JsonObject]:
     return [result.reference for result in product.results if result.reference is not None]
+
+
+def _do_nothing() -> None:
+    """Nobody wants to know."""
 
 
 def _unexpected() -> CadorError:

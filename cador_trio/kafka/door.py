@@ -108,6 +108,8 @@ class Errand:
             await self._refuse(CadorError("unexpected error in the sidecar", hint="its log has the details"))
         finally:
             self._leave_queue()
+            self._delivery.close()
+            self._job_record = None
             self._door.errand_over(self)
             self.over.set()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -14,10 +15,11 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from cador_trio.errors import AlgorithmUnreachable, RequestRefused
 from cador_trio.json_text import THREAD_BYTES
 from cador_trio.kafka import door as door_module
-from cador_trio.kafka.door import LANE_RECORDS, RETRY_SECONDS, WAITING_BYTES
+from cador_trio.kafka.delivery import KafkaDelivery
+from cador_trio.kafka.door import LANE_RECORDS, RETRY_SECONDS, WAITING_BYTES, Errand
 from cador_trio.kafka.effects import Role
 from cador_trio.kafka.ledger import Ledger
-from cador_trio.kafka.messages import CORRELATION_HEADER, KIND_HEADER, TASK_ID_HEADER
+from cador_trio.kafka.messages import CORRELATION_HEADER, KIND_HEADER, TASK_ID_HEADER, Record
 from cador_trio.kafka.writer import MessageRefused
 from tests.kafka.doubles import KafkaHouse, open_kafka_house, record, value_of
 
@@ -47,6 +49,23 @@ def named(offset: int, *, partition: int = 0, **more: Any) -> Any:
     """A good record whose correlation id is its task id, so that orders can be told apart."""
     name = f"{partition}-{offset}"
     return record(offset, partition=partition, headers=((CORRELATION_HEADER, name.encode()),), **more)
+
+
+async def test_history_keeps_nothing_of_the_request(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """A finished job lets go of what ran it at once, the record's bytes included; nothing waits for a collector."""
+    async with open_kafka_house(tmp_path, slots=4) as house:
+        house.assign()
+        gc.collect()
+        gc.disable()
+        try:
+            house.receive(*(named(offset) for offset in range(20)))
+            await trio.sleep(10)
+            house.writer.tried.clear()
+            house.writer.written.clear()
+            assert len(house.street.registry.newest_first()) == 20
+            assert [one for one in gc.get_objects() if isinstance(one, Errand | KafkaDelivery | Record)] == []
+        finally:
+            gc.enable()
 
 
 # --- Intake -------------------------------------------------------------------------------------------------------
