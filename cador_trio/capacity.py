@@ -182,6 +182,7 @@ class CapacityFigures:
     slots: int
     in_use: int
     unfinished: int
+    unfinished_limit: int
     waiting: Mapping[Door, int]
     waiting_bytes: int
 
@@ -209,6 +210,7 @@ class Capacity(Generic[C]):
             slots=self._slots,
             in_use=sum(self._in_use.values()),
             unfinished=self._unfinished,
+            unfinished_limit=self._limits.unfinished,
             waiting={door: len(waiters) for door, waiters in self._waiters.items()},
             waiting_bytes=self._waiting_bytes,
         )

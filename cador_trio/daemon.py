@@ -45,6 +45,9 @@ from cador_trio.job import Answer, EndReason, Job, JobRequest, Json, JsonObject,
 from cador_trio.kafka.asyncapi import asyncapi_document, schemas
 from cador_trio.kafka.room import KafkaRoom
 from cador_trio.observe.health import STUCK_SECONDS, Health, Phase
+from cador_trio.observe.loop_lag import LoopLag
+from cador_trio.observe.metrics import registry_of
+from cador_trio.readings import house_readings
 from cador_trio.registry import Registry
 from cador_trio.results.georeference import georeference
 from cador_trio.results.inputs import input_references
@@ -151,12 +154,13 @@ async def serve(
             trio.open_nursery() as services,
         ):
             health = Health(trio.current_time)
+            loop_lag = LoopLag(trio.current_time, HEARTBEAT_SECONDS)
             health.add_check(lambda: None if watch.trouble is None else watch.trouble.message)
             registry = _registry(settings, spool)
             services.start_soon(ending.supervise, "watcher of the algorithm", watch.run)
             services.start_soon(ending.supervise, "history", registry.expire)
             services.start_soon(ending.supervise, "connections to stores", store.run)
-            services.start_soon(_heartbeat, health, has_watchdog)
+            services.start_soon(_heartbeat, health, loop_lag, has_watchdog)
             kafka = await _kafka_room(settings, health)
             if kafka is not None:
                 services.start_soon(ending.supervise, "Kafka", kafka.run)
@@ -176,6 +180,10 @@ async def serve(
                     health=health,
                     jobs_nursery=jobs,
                     now_ms=_now_ms,
+                    metrics=registry_of(
+                        lambda: house_readings(house, health, loop_lag, lambda: watch.trouble is None),
+                        (lambda: ()) if kafka is None else kafka.readings,
+                    ),
                 )
                 url = _url(settings, listener)
                 http = _HttpService(door, listener, tls, ending)
@@ -280,11 +288,12 @@ def _tame_garbage_collector() -> None:
     gc.set_threshold(5_000, 10, 100)
 
 
-async def _heartbeat(health: Health, has_watchdog: bool) -> None:
+async def _heartbeat(health: Health, loop_lag: LoopLag, has_watchdog: bool) -> None:
     """The event loop is alive as long as this goes on."""
     try:
         while True:
             health.beat("the event loop")
+            loop_lag.beat()
             if has_watchdog:
                 faulthandler.dump_traceback_later(STUCK_SECONDS)
             await trio.sleep(HEARTBEAT_SECONDS)

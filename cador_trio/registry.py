@@ -210,6 +210,10 @@ class Registry:
         """Jobs that have not ended."""
         return [record for record in self._records.values() if not record.ended.is_set()]
 
+    def oldest_unfinished(self) -> JobRecord | None:
+        """The one that was taken in first of those that have not ended."""
+        return next((record for record in self._records.values() if not record.ended.is_set()), None)
+
     async def wait_all_ended(self) -> None:
         """Return once no job runs; more may come meanwhile, unless the doors are closed."""
         while running := self.unfinished():

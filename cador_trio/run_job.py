@@ -54,6 +54,7 @@ from cador_trio.job import (
     Value,
 )
 from cador_trio.json_text import THREAD_BYTES, NotJson, write, write_slices
+from cador_trio.observe.metrics import count_end
 from cador_trio.observe.stages import stage
 from cador_trio.order import Deadline, Order
 from cador_trio.registry import JobRecord, Registry
@@ -558,8 +559,11 @@ def _end(record: JobRecord, outcome: Outcome, house: House) -> None:
     house.registry.end(record, outcome)
     match outcome:
         case Failed(error=error):
+            count_end(record.job.door, "failed", error)
             log.warning("job failed", error=error.message, hint=error.hint, milliseconds=record.duration)
         case Cancelled(reason=reason) | GivenBack(reason=reason):
+            count_end(record.job.door, "given_back" if isinstance(outcome, GivenBack) else "cancelled")
             log.info("job ended early", reason=str(reason), milliseconds=record.duration)
         case _:
+            count_end(record.job.door, "succeeded")
             log.info("job succeeded", milliseconds=record.duration)

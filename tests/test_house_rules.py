@@ -45,6 +45,7 @@ LIBRARIES: Final = {
     "typing_extensions": {"kafka.shapes"},
     "trustme": {"self_signed"},
     "outcome": {"capacity"},
+    "prometheus_client": {"observe.metrics"},
     "PIL": {"commands"},
     "rich": {"commands"},
 }
@@ -70,6 +71,7 @@ PURE: Final = {
     "kafka.shapes",
     "intake.http.negotiation",
     "observe.health",
+    "observe.loop_lag",
     "storage.destinations",
     "storage.endpoints",
     "storage.failures",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Final
 
 import structlog
@@ -12,8 +12,17 @@ import trio
 from cador_trio.algorithm.transport import Connection
 from cador_trio.algorithm.visit import BackOff, Means, Visit
 from cador_trio.capacity import Exchange
-from cador_trio.errors import AlgorithmBroken, AlgorithmBusy, AlgorithmDied, AlgorithmUnreachable, CadorError
+from cador_trio.errors import (
+    AlgorithmBroken,
+    AlgorithmBusy,
+    AlgorithmDied,
+    AlgorithmFailed,
+    AlgorithmRefused,
+    AlgorithmUnreachable,
+    CadorError,
+)
 from cador_trio.job import Answer, JsonObject
+from cador_trio.observe.metrics import ALGORITHM_ATTEMPTS, Attempt
 from cador_trio.order import Deadline, Order
 
 log = structlog.get_logger(__name__)
@@ -21,6 +30,15 @@ log = structlog.get_logger(__name__)
 LAST_WORDS_SECONDS: Final = 2.0  # for cancelling a job on the algorithm when the daemon stops
 # Between the algorithm's return and the next try: it may be there and refuse this connection alone.
 AFTERWARDS_SECONDS: Final = 0.1
+
+_FAILURES: Final[Mapping[type[CadorError], Attempt]] = {
+    AlgorithmRefused: "refused",
+    AlgorithmFailed: "failed",
+    AlgorithmBroken: "broken",
+    AlgorithmDied: "died",
+    AlgorithmBusy: "busy",
+    AlgorithmUnreachable: "unreachable",
+}
 
 
 class AlgorithmClient:
@@ -118,6 +136,10 @@ class AlgorithmClient:
 
     async def _attempt(self, order: Order, connection: Connection, exchange: Exchange) -> Answer:
         await trio.lowlevel.checkpoint_if_cancelled()  # a job that has left already is not posted
+        with _counted(exchange):
+            return await self._visit(order, connection, exchange)
+
+    async def _visit(self, order: Order, connection: Connection, exchange: Exchange) -> Answer:
         visit = Visit(self._means, order, connection, exchange)
         posted = await exchange.masked(visit.post)
         if isinstance(posted, Answer):
@@ -132,3 +154,20 @@ class AlgorithmClient:
             # `masked` is a shield, and bounded; the checker can't see it.
             await exchange.masked(lambda: visit.stop(posted), last_words=LAST_WORDS_SECONDS)  # noqa: ASYNC102
             raise
+
+
+@contextmanager
+def _counted(exchange: Exchange) -> Iterator[None]:
+    """One try at the algorithm, counted by what it comes to; "other" is what we can't take, such as a full spool."""
+    result: Attempt = "other"
+    try:
+        yield
+        result = "succeeded"
+    except CadorError as error:
+        result = next((name for kind, name in _FAILURES.items() if isinstance(error, kind)), "other")
+        raise
+    except trio.Cancelled:
+        result = "cancelled"
+        raise
+    finally:
+        ALGORITHM_ATTEMPTS.labels("cancelled" if exchange.abandoned else result).inc()

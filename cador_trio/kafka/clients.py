@@ -12,6 +12,7 @@ from typing import Any, Final
 from confluent_kafka import Consumer, KafkaError, Producer
 
 from cador_trio.kafka.properties import Properties
+from cador_trio.observe.metrics import KAFKA_CLIENT_ERRORS
 
 REPEAT_SECONDS: Final = 30.0  # between two lines of one kind
 
@@ -62,4 +63,5 @@ def _complete(properties: Properties) -> dict[str, Any]:
 
 
 def _note(error: KafkaError) -> None:
+    KAFKA_CLIENT_ERRORS.labels(error.name()).inc()
     _logger.warning("%s %s", error.name(), error.str())

@@ -14,9 +14,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Literal, TypeVar
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient
-from confluent_kafka.admin._config import ConfigResource  # its package has the name too, but not for type checkers
+
+# Their package has these names too, but not for type checkers.
+from confluent_kafka.admin._config import ConfigResource
+from confluent_kafka.admin._listoffsets import OffsetSpec
 
 from cador_trio.errors import KafkaUnavailable, SettingsError
 from cador_trio.kafka.effects import Role
@@ -450,6 +453,34 @@ class _Client:
 
     def _admin_seconds(self) -> float:
         return max(1.0, min(_ADMIN_SECONDS, self._until - time.monotonic()))
+
+
+class Watermarks:
+    """The ends of the request topic's partitions, asked for by a client that is kept; brokers are not asked before."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Raises SettingsError: the operator's properties can't be used."""
+        brokers = settings.kafka_brokers_request or ""
+        self._topic = settings.job_request_topic or ""
+        self._what = f"Kafka at {brokers}"
+        properties: dict[str, Any] = {**admin_properties(settings, brokers, as_consumer=True)}
+        properties["error_cb"] = lambda _: None  # the other clients complain already
+        self._admin = _made(settings, lambda: AdminClient(properties, logger=_SILENT))
+
+    def read(self, partitions: Sequence[int]) -> dict[int, int]:
+        """The high watermark of each whose leader answers.
+
+        Raises:
+            KafkaUnavailable: none does at the moment.
+        """
+        latest: Any = OffsetSpec.latest  # it publishes no type
+        wanted = {TopicPartition(self._topic, number): latest() for number in partitions}
+        asked = self._admin.list_offsets(wanted, request_timeout=_ADMIN_SECONDS)
+        answers = {partition.partition: _answer(future) for partition, future in asked.items()}
+        ends = {partition: answer.offset for partition, answer in answers.items() if answer is not None}
+        if not ends:
+            raise KafkaUnavailable(f"{self._what} tells no watermarks")
+        return ends
 
 
 def _problem(error: KafkaError | None) -> str:

@@ -17,9 +17,12 @@ import trio
 
 from cador_trio.errors import KafkaUnavailable
 from cador_trio.kafka.consumer import PollingThread
-from cador_trio.kafka.effects import Commit, Done, Effects, Refused, Verdict
+from cador_trio.kafka.dead_letters import error_class_of
+from cador_trio.kafka.effects import Commit, Done, Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Ledger
 from cador_trio.kafka.writer import GaveUp, MessageRefused, MessagesBroken, OutcomeUnknown, PartitionsGone, Writer
+from cador_trio.observe.metrics import DEAD_LETTERS, MESSAGES, MESSAGES_LEFT_OUT
+from cador_trio.observe.stages import stage
 
 T = TypeVar("T")
 
@@ -77,8 +80,10 @@ class Claims:
 class Committer:
     """The queue in front of the writer."""
 
-    def __init__(self, polling: PollingThread, claims: Claims) -> None:
+    def __init__(self, polling: PollingThread, claims: Claims, topics: frozenset[Role] = frozenset(Role)) -> None:
+        """`topics` are those that there are, for counting: what has none is not sent."""
         self._writer: Writer
+        self._topics = topics
         self._polling = polling
         self._claims = claims
         self._queue: deque[_Pending] = deque()
@@ -99,7 +104,14 @@ class Committer:
             self._queue.append(pending)
             self._wake.set()
             await pending.decided.wait()
+        else:
+            self._decide(pending, Done.DROPPED)
         return pending.verdict
+
+    @property
+    def waiting(self) -> int:
+        """How many jobs' ends wait for the next transaction."""
+        return len(self._queue)
 
     def _sourceless_bytes(self) -> int:
         return sum(one.effects.size for one in self._queue if one.effects.source is None)
@@ -120,7 +132,7 @@ class Committer:
             one for one in self._queue if one.effects.source and one.effects.source.partition in partitions
         ]:
             self._queue.remove(pending)
-            _decide(pending, Done.DROPPED)
+            self._decide(pending, Done.DROPPED)
 
     def give_up(self) -> None:
         """The daemon stops and no broker helps: everything that waits is dropped."""
@@ -159,7 +171,7 @@ class Committer:
         """Nothing is committed any more."""
         self._has_ended = True
         while self._queue:
-            _decide(self._queue.popleft(), Done.DROPPED)
+            self._decide(self._queue.popleft(), Done.DROPPED)
         for claim in self._claims.all():
             self._claims.remove(claim.partition)
         self._round_over.set()
@@ -188,7 +200,7 @@ class Committer:
             except BaseException:  # nothing goes on after that, and no job may be left without a verdict
                 for pending in batch:
                     if not pending.decided.is_set():
-                        _decide(pending, Done.DROPPED)
+                        self._decide(pending, Done.DROPPED)
                 raise
         self._round_over.set()
         self._round_over = trio.Event()
@@ -196,7 +208,8 @@ class Committer:
     async def _write(self, batch: list[_Pending], commit: Commit) -> None:
         """One transaction, and what follows from how it ended."""
         try:
-            await self._in_thread(lambda: self._writer.write(commit))
+            with stage("commit"):
+                await self._in_thread(lambda: self._writer.write(commit))
         except MessageRefused as refusal:
             self._decide_some(batch, [refusal.effects], Refused(refusal.role, refusal.size))
         except MessagesBroken as failure:
@@ -250,23 +263,41 @@ class Committer:
             if effects.source is None or self._is_current(effects):
                 taken.append(pending)
             else:
-                _decide(pending, Done.DROPPED)
+                self._decide(pending, Done.DROPPED)
         return taken
 
     def _note(self, commit: Commit) -> None:
         """It is committed."""
+        self._count(commit.batch)
         for partition, point in commit.points.items():
             claim = self._claims.current(partition, commit.numbers[partition])
             if claim is not None:
                 claim.ledger.finish(_offsets(commit.batch, claim))
                 claim.ledger.note_committed(point)
 
+    def _count(self, batch: Sequence[Effects]) -> None:
+        """These can be read now."""
+        counts = [effects.count() for effects in batch]
+        for role in self._topics:
+            MESSAGES.labels(label_of(role)).inc(sum(count[role] for count in counts))
+        for effects in batch:
+            if effects.dead_letter is not None and Role.DEAD_LETTER in self._topics:
+                DEAD_LETTERS.labels(error_class_of(effects.dead_letter)).inc()
+
+    def _decide(self, pending: _Pending, verdict: Verdict) -> None:
+        """What has a record behind it comes again; what has none is lost if it was not committed."""
+        pending.verdict = verdict
+        pending.decided.set()
+        if pending.effects.source is None and verdict is not Done.COMMITTED:
+            for role, number in pending.effects.count().items():
+                MESSAGES_LEFT_OUT.labels(label_of(role)).inc(number if role in self._topics else 0)
+
     def _decide_some(self, batch: list[_Pending], decided: Sequence[Effects], verdict: Verdict) -> None:
         """This is the verdict on those; the rest of the batch has its turn again, before all others."""
         chosen = {id(effects) for effects in decided}
         for pending in reversed(batch):
             if id(pending.effects) in chosen:
-                _decide(pending, verdict)
+                self._decide(pending, verdict)
             else:
                 self._queue.appendleft(pending)
         if self._queue:
@@ -293,6 +324,6 @@ def _offsets(batch: Iterable[Effects], claim: Claim) -> list[int]:
     return [source.offset for source in sources if source is not None and (source.partition, source.number) == here]
 
 
-def _decide(pending: _Pending, verdict: Verdict) -> None:
-    pending.verdict = verdict
-    pending.decided.set()
+def label_of(role: Role) -> str:
+    """A role as a label of metrics."""
+    return role.name.lower()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -29,6 +30,7 @@ from cador_trio.errors import CadorError, KafkaUnavailable
 from cador_trio.kafka.clients import is_fatal
 from cador_trio.kafka.ledger import CommitPoint
 from cador_trio.kafka.messages import Record
+from cador_trio.observe.metrics import KAFKA_CLIENT_ERRORS, PAUSES
 
 T = TypeVar("T")
 
@@ -89,6 +91,7 @@ class PollingThread:
         self._make_consumer = consumer
         self._topic = topic
         self.turns = 0  # goes up for as long as the thread is well
+        self.turned_at: float | None = None  # the last of them, by time.monotonic; None: it does not run
         self._wishes: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._leaving = False
         self._is_gone = threading.Event()
@@ -119,6 +122,11 @@ class PollingThread:
                 self._leaving = True
         if self._failure is not None:
             raise self._failure
+
+    @property
+    def paused(self) -> int:
+        """How many partitions are paused at the moment."""
+        return len(self._paused)
 
     @property
     def is_leaving(self) -> bool:
@@ -203,13 +211,14 @@ class PollingThread:
         except Exception as error:
             self._failure = _told(error)
         finally:
+            self.turned_at = None
             self._is_gone.set()
             with suppress(trio.RunFinishedError):
                 self._tell(self._ended.set)
 
     def _turn(self) -> None:
         """One round: wishes, partitions that wait for their past, records."""
-        self.turns += 1
+        self._count_turn()
         self._serve(0)
         self._adopt()
         flows = len(self._owned) > len(self._paused | self._unadopted)
@@ -220,6 +229,10 @@ class PollingThread:
             message = self._consumer.poll(0)
         if message is not None:
             self._hand_on(self._batch(message))
+
+    def _count_turn(self) -> None:
+        self.turns += 1
+        self.turned_at = time.monotonic()
 
     def _serve(self, seconds: float) -> None:
         """Do what is wished for; wait so long for a first wish."""
@@ -251,6 +264,7 @@ class PollingThread:
         """librdkafka goes on after all but fatal errors; what they mean for readiness is watched elsewhere."""
         if is_fatal(error):
             raise KafkaException(error)
+        KAFKA_CLIENT_ERRORS.labels(error.name()).inc()
         log.warning("the consumer reports trouble", error=error.str(), code=error.name())
 
     # --- partitions
@@ -286,7 +300,7 @@ class PollingThread:
         if numbers:
             self._tell(self._begin_revocation, numbers, done)
             while not done.is_set():
-                self.turns += 1
+                self._count_turn()
                 self._serve(FULL_WAIT_SECONDS)
         self._disown(partitions)
 
@@ -315,6 +329,7 @@ class PollingThread:
     def _pause(self, partitions: Sequence[int]) -> None:
         wanted = [number for number in partitions if number in self._owned and number not in self._paused]
         if wanted:
+            PAUSES.inc(len(wanted))
             self._paused.update(wanted)
             self._consumer.pause([TopicPartition(self._topic, number) for number in wanted])
 

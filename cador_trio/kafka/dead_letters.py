@@ -127,6 +127,11 @@ def _from_whole_to_least(record: Record, ours: Headers) -> Iterator[Message]:
     yield Message(None, stand_in, ours)
 
 
+def error_class_of(letter: Message) -> str:
+    """The class of the error that a dead letter of ours is about."""
+    return (dict(letter.headers)[ERROR_CLASS_HEADER] or b"").decode()
+
+
 def read_dead_letter(record: Record) -> DeadLetter:
     """A record of the dead-letter topic.
 

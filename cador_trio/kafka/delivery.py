@@ -44,6 +44,7 @@ from cador_trio.kafka.messages import (
     tag_message,
 )
 from cador_trio.kafka.statuses import Statuses, Ticket
+from cador_trio.observe.metrics import MESSAGES_LEFT_OUT
 from cador_trio.registry import JobRecord
 
 log = structlog.get_logger(__name__)
@@ -174,6 +175,7 @@ class KafkaDelivery:
                     self._letter_limit = size - 1  # a smaller form of it, in the end none
                 case Refused(role=Role.STATUS) | Done.BROKEN if not isinstance(outcome, Succeeded):
                     log.error("a terminal status can't be sent in any form", record=repr(self._record))
+                    MESSAGES_LEFT_OUT.labels("status").inc()
                     self._is_told = False
                 case Done.BROKEN:
                     outcome, tags = Failed(_unexpected()), ()
@@ -295,6 +297,7 @@ class KafkaDelivery:
             limit=self._letter_limit,
         )
         if letter.size > self._letter_limit:
+            MESSAGES_LEFT_OUT.labels("dead_letter").inc()
             log.error("a dead letter fits its topic in no form", record=repr(self._record), reason=error.message)
             return None
         return letter
@@ -385,6 +388,7 @@ class RestDelivery:
                 raise ResultTooLarge("the result is larger than CADOR_INLINE_RESULT_LIMIT")
             return await self._desk.output(job, product)
         except CadorError as error:
+            MESSAGES_LEFT_OUT.labels("output").inc()
             log.warning("a REST job has no output message", reason=error.message)
             return None
 

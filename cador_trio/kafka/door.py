@@ -36,6 +36,7 @@ from cador_trio.kafka.delivery import Desk, KafkaDelivery
 from cador_trio.kafka.effects import Done, Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Delivered, Ledger
 from cador_trio.kafka.messages import CORRELATION_HEADER, KIND_HEADER, TRACE_HEADER, Record, Subject
+from cador_trio.observe.metrics import MESSAGES_LEFT_OUT, PARTITION_CHANGES, REDELIVERIES, SKIPPED_RECORDS, count_end
 from cador_trio.registry import JobRecord
 from cador_trio.run_job import House, Plan, admit, run_job
 
@@ -125,6 +126,7 @@ class Errand:
 
     async def _run(self) -> None:
         if self.record.header(KIND_HEADER) in _OUR_KINDS:
+            SKIPPED_RECORDS.labels("own_message").inc()
             log.info("passed over a message of ours among the requests", record=repr(self.record))
             await self._settle(self._delivery.passed_over())
             return
@@ -132,6 +134,7 @@ class Errand:
         with self._scope:
             admitted = await self._admitted()
         if admitted is None or self._scope.cancel_called:  # nothing on its way there may have waited
+            count_end("kafka", "given_back")
             log.info("request given back before it began", record=repr(self.record), reason=str(self._reason))
             return
         job, plan = admitted
@@ -211,7 +214,12 @@ class Errand:
                 letter = self._delivery.smaller_letter(verdict.size, error, self._job_id, self._subject)
                 effects = replace(effects, dead_letter=letter)
             else:
+                MESSAGES_LEFT_OUT.labels("status").inc()
                 effects = replace(effects, status=None)
+        if verdict is Done.COMMITTED:
+            count_end("kafka", "refused", error)
+        else:
+            count_end("kafka", "given_back")
 
     async def _settle(self, effects: Effects) -> Verdict:
         size = _size(self.record)
@@ -375,6 +383,11 @@ class KafkaDoor:
         """Bytes that may wait in one lane; one record more is no matter."""
         return WAITING_BYTES // max(1, len(self._lanes))
 
+    @property
+    def waiting(self) -> int:
+        """How many records wait in the lanes."""
+        return sum(len(lane.waiting) for lane in self._lanes.values())
+
     # --- the polling thread's listener
 
     @property
@@ -388,6 +401,7 @@ class KafkaDoor:
         claim = Claim(assigned.partition, assigned.number, ledger)
         self._claims.add(claim)
         self._lanes[assigned.partition] = Lane(claim)
+        PARTITION_CHANGES.labels("assigned").inc()
         log.info("partition assigned", partition=assigned.partition, offset=assigned.offset)
 
     def received(self, records: Sequence[Record]) -> Sequence[int]:
@@ -399,8 +413,10 @@ class KafkaDoor:
                 continue
             delivered = lane.claim.ledger.deliver(record.offset)
             if delivered.is_done:
+                SKIPPED_RECORDS.labels("done").inc()
                 self.desk.committer.note_begun()
                 continue
+            REDELIVERIES.inc(delivered.begun > 0)
             lane.put(record, delivered)
             if not lane.is_paused and (len(lane.waiting) >= LANE_RECORDS or lane.size > self._lane_bytes()):
                 lane.is_paused = True
@@ -412,6 +428,7 @@ class KafkaDoor:
         """See Listener. Running jobs get their grace; the rest is given back at once."""
         leaving = self._pop_lanes(partitions)
         errands = {errand for lane in leaving for errand in lane.errands}
+        PARTITION_CHANGES.labels("revoked").inc(len(leaving))
         log.info("partitions are taken away", partitions=list(partitions), running=len(errands))
         for errand in errands:
             errand.end(EndReason.REVOKED, only_queued=True)
@@ -429,6 +446,7 @@ class KafkaDoor:
         """See Listener."""
         leaving = self._pop_lanes(partitions)
         errands = {errand for lane in leaving for errand in lane.errands}
+        PARTITION_CHANGES.labels("lost").inc(len(leaving))
         log.warning("partitions are lost", partitions=list(partitions), running=len(errands))
         self._let_go(partitions)
         for errand in errands:

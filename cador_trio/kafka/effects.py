@@ -67,6 +67,15 @@ class Effects:
     status: Callable[[Whereabouts], Message] | None = None
     size: int = 0
 
+    def count(self) -> dict[Role, int]:
+        """How many messages of each role these are."""
+        return {
+            Role.OUTPUT: int(self.output is not None),
+            Role.TAG: self.tag_count,
+            Role.STATUS: int(self.status is not None),
+            Role.DEAD_LETTER: int(self.dead_letter is not None),
+        }
+
 
 @dataclass(frozen=True)
 class Commit:

@@ -98,6 +98,11 @@ class Ledger:
         return next(iter(self._unfinished), None)
 
     @property
+    def committed(self) -> int | None:
+        """The offset that the group has committed; None if nothing is."""
+        return None if self._committed is None else self._committed.offset
+
+    @property
     def is_dirty(self) -> bool:
         """What is known differs from what was last committed."""
         return self.commit_point() != self._committed

@@ -10,7 +10,8 @@ Brokers that are away at start are waited for: that is never a reason to promise
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
 from typing import Final
@@ -22,12 +23,22 @@ from confluent_kafka import Producer
 from cador_trio.errors import KafkaUnavailable
 from cador_trio.job import JobRequest
 from cador_trio.kafka.clients import make_consumer, make_producer
-from cador_trio.kafka.cluster import Guarantee, Survey, guarantee, look_closely, places, survey, verify_properties
+from cador_trio.kafka.cluster import (
+    Guarantee,
+    Survey,
+    Watermarks,
+    guarantee,
+    look_closely,
+    places,
+    survey,
+    verify_properties,
+)
 from cador_trio.kafka.committer import Claims, Committer
 from cador_trio.kafka.consumer import PollingThread
 from cador_trio.kafka.delivery import Desk, RestDelivery
 from cador_trio.kafka.door import KafkaDoor
 from cador_trio.kafka.effects import Role
+from cador_trio.kafka.lag import Lag
 from cador_trio.kafka.properties import (
     LARGEST_MESSAGE,
     Properties,
@@ -39,7 +50,9 @@ from cador_trio.kafka.properties import (
 )
 from cador_trio.kafka.statuses import Statuses
 from cador_trio.kafka.writer import AtLeastOnce, ExactlyOnce, Writer
+from cador_trio.observe import metrics
 from cador_trio.observe.health import Health
+from cador_trio.observe.metrics import Sample
 from cador_trio.run_job import House, Publisher
 from cador_trio.settings import Settings
 
@@ -73,7 +86,8 @@ class KafkaRoom:
             partial(make_consumer, consumer_properties(settings)), settings.job_request_topic or ""
         )
         self._claims = Claims()
-        self._committer = Committer(self._polling, self._claims)
+        self._committer = Committer(self._polling, self._claims, frozenset(self._topics))
+        self._lag = Lag(settings.job_request_topic or "", self._claims, Watermarks(settings).read)
         self._statuses = Statuses(self._status_producer(), self._topics.get(Role.STATUS))
         self._survey: Survey
         self._met = trio.Event()
@@ -86,6 +100,18 @@ class KafkaRoom:
     def guarantee(self) -> str:
         """The delivery guarantee that holds, for people."""
         return "not known before the brokers answer" if self._guarantee is None else self._guarantee.sentence
+
+    def readings(self) -> Iterator[Sample]:
+        """For a scrape; asks nobody."""
+        turned_at = self._polling.turned_at
+        yield metrics.KAFKA_UP.at(self._trouble is None)
+        yield metrics.ASSIGNED_PARTITIONS.at(len(self._claims.all()))
+        yield metrics.PAUSED_PARTITIONS.at(self._polling.paused)
+        yield metrics.WAITING_RECORDS.at(0 if self._door is None else self._door.waiting)
+        yield metrics.UNCOMMITTED_JOBS.at(self._committer.waiting)
+        if turned_at is not None:
+            yield metrics.POLL_AGE.at(time.monotonic() - turned_at)
+        yield from self._lag.readings()
 
     async def run(self) -> None:
         """Committer, statuses and the watch over the brokers, until cancelled.
@@ -100,6 +126,7 @@ class KafkaRoom:
             services.start_soon(self._statuses.run)
             services.start_soon(self._committer.run, self._writer())
             services.start_soon(self._watch_brokers)
+            services.start_soon(self._lag.run)
             self._met.set()
 
     async def take_on(self, house: House, decode: Callable[[bytes], JobRequest], jobs_nursery: trio.Nursery) -> None:

@@ -14,6 +14,7 @@ from confluent_kafka import KafkaError, KafkaException, Producer
 from confluent_kafka import Message as KafkaMessage
 
 from cador_trio.kafka.messages import Message
+from cador_trio.observe.metrics import MESSAGES, MESSAGES_LEFT_OUT
 
 log = structlog.get_logger(__name__)
 
@@ -80,6 +81,7 @@ class Statuses:
                 on_delivery=partial(self._report, ticket),
             )
         except (BufferError, KafkaException) as error:
+            MESSAGES_LEFT_OUT.labels("status").inc()
             log.warning("a status was left out", reason=str(error))
             return
         ticket.add()
@@ -111,6 +113,7 @@ class Statuses:
 
     def _report(self, ticket: Ticket, error: KafkaError | None, _: KafkaMessage) -> None:
         """Called by `poll`, so in Trio's thread."""
+        (MESSAGES if error is None else MESSAGES_LEFT_OUT).labels("status").inc()
         if error is not None:
             log.warning("a status was not taken", reason=error.str())
         self._on_their_way -= 1

@@ -27,6 +27,7 @@ from cador_trio.kafka.clients import is_fatal
 from cador_trio.kafka.consumer import PollingThread, offset_of
 from cador_trio.kafka.effects import MAX_LISTED_TAGS, Commit, Effects, Role, Whereabouts
 from cador_trio.kafka.messages import Coordinates, Message
+from cador_trio.observe.metrics import TRANSACTIONS
 
 T = TypeVar("T")
 
@@ -375,7 +376,14 @@ class ExactlyOnce:
             except _Aborted as error:
                 log.warning("a transaction was aborted and is tried again", reason=str(error))
                 self._patience.rest()
+            except OutcomeUnknown:
+                TRANSACTIONS.labels("unknown").inc()
+                raise
+            except InstanceFenced:
+                TRANSACTIONS.labels("fenced").inc()
+                raise
             else:
+                TRANSACTIONS.labels("committed").inc()
                 self._patience.refresh()
                 return
 
@@ -483,6 +491,8 @@ class ExactlyOnce:
             )
         except KafkaException as error:
             raise OutcomeUnknown(error.args[0].str()) from error
+        else:
+            TRANSACTIONS.labels("aborted").inc()
         finally:
             for producer in set(self._elsewhere.values()):
                 producer.purge()  # they would tell of messages that are nowhere

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
-Stage = Literal["queued", "algorithm", "georeference", "store", "publish", "commit"]
+import trio
+
+from cador_trio.observe.metrics import STAGES, Stage
 
 
 @contextmanager
-def stage(_name: Stage) -> Iterator[None]:
+def stage(name: Stage) -> Iterator[None]:
     """In this block the job is in that stage; however the block ends, so does the stage."""
-    yield
+    seconds, jobs = STAGES[name]
+    began = trio.current_time()
+    jobs.inc()
+    try:
+        yield
+    finally:
+        jobs.dec()
+        seconds.observe(trio.current_time() - began)

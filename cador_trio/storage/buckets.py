@@ -22,6 +22,7 @@ import trio
 
 from cador_trio.errors import CadorError, RequestRefused, StoreFailed
 from cador_trio.job import Image
+from cador_trio.observe.metrics import STORE_RETRIES
 from cador_trio.storage import uploads
 from cador_trio.storage.credentials import Credentials
 from cador_trio.storage.destinations import BucketDestination
@@ -111,6 +112,7 @@ class Buckets:
         attempts = _Attempts()
         while not await self._put_in_parts_once(destination, target):
             await attempts.wait(Trouble(StoreFailed("the parts did not become the object"), is_curable=True))
+            STORE_RETRIES.labels(destination.variant).inc()
 
     async def _put_in_parts_once(self, destination: BucketDestination, target: Target) -> bool:
         attempts = _Attempts()
@@ -173,6 +175,7 @@ class Buckets:
             if not isinstance(result, Trouble):
                 return result
             await attempts.wait(result)
+            STORE_RETRIES.labels(destination.variant).inc()
 
     async def _try(self, destination: BucketDestination, work: Work[T]) -> T | Trouble:
         """One try, in a thread; what is wrong comes back as a value."""

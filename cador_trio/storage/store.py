@@ -16,6 +16,7 @@ import trio
 
 from cador_trio.errors import StoreFailed
 from cador_trio.job import BodyReader, Image, JsonObject, StorageRequest, StoredObject
+from cador_trio.observe.metrics import STORED_BYTES, STORED_OBJECTS
 from cador_trio.storage.buckets import Buckets, PartSizes
 from cador_trio.storage.destinations import BucketDestination, Destination, Policy, PosixDestination, resolve
 from cador_trio.storage.drivers import KEPT_SECONDS
@@ -89,6 +90,8 @@ class Store:
                 await self._buckets.put(destination, reference["key"], image)
             case _:
                 raise _unknown(destination)
+        STORED_BYTES.labels(destination.variant).inc(body.size)
+        STORED_OBJECTS.labels(destination.variant).inc()
         return StoredObject(image.result_id, reference)
 
     async def probe(self, destination: Destination) -> None:

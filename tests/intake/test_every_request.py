@@ -57,8 +57,8 @@ async def test_posting_at_every_spelling(client: httpx.AsyncClient) -> None:
 
 
 async def test_unknown_paths(client: httpx.AsyncClient) -> None:
-    """Where nothing is, there is an Error, never a redirect; `/metrics` at the root is kept for the daemon's own."""
-    for path in ("/", "/nothing", "/api/v1", "/api/v2/jobs", "/metrics", "/api/v1/jobs//status", "/..%2fetc"):
+    """Where nothing is, there is an Error, never a redirect."""
+    for path in ("/", "/nothing", "/api/v1", "/api/v2/jobs", "/api/v1/jobs//status", "/..%2fetc"):
         check_error(await client.get(path), 404)
 
 

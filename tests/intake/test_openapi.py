@@ -121,6 +121,7 @@ def test_token_is_asked_for_only_where_there_is_one() -> None:
         "GET /api/v1/health",
         "GET /livez",
         "GET /readyz",
+        "GET /metrics",
         "GET /openapi/spec.json",
         "GET /swagger",
         "GET /swagger/{asset}",

@@ -16,6 +16,7 @@ from cador_trio.check import check_neighbours
 from cador_trio.errors import KafkaUnavailable, SettingsError
 from cador_trio.kafka.cluster import (
     Cluster,
+    Watermarks,
     guarantee,
     look,
     look_closely,
@@ -333,3 +334,18 @@ async def test_check_without_kafka() -> None:
     """Said, so that nobody wonders."""
     findings = await kafka_findings(Settings(port=0, processing_server=f"http://{NOBODY}"))
     assert findings == ["ok: Kafka: off (KAFKA_BROKERS_REQUEST names no brokers)"]
+
+
+def test_watermarks(kafka: RealKafka, topics: Topics) -> None:
+    """The high watermark of each partition; what is not there is left out."""
+    kafka.create_topics({topics("requests"): 2})
+    kafka.produce(topics("requests"), [b"1", b"2", b"3"], partition=1)
+    watermarks = Watermarks(settings_of(kafka.bootstrap, EOPAAS_JOB_REQUEST_TOPIC=topics("requests")))
+    assert watermarks.read([0, 1]) == {0: 0, 1: 3}
+    assert watermarks.read([1, 7]) == {1: 3}
+
+
+def test_watermarks_of_brokers_that_are_away() -> None:
+    """Nobody answers: that is said, and not waited out."""
+    with pytest.raises(KafkaUnavailable, match="watermarks"):
+        Watermarks(settings_of(NOBODY)).read([0])

@@ -17,15 +17,19 @@ from cador_trio.intake.http.asyncapi import SCHEMAS, asyncapi_routes
 from cador_trio.intake.http.connection import Connection, NoWebSocket, Request
 from cador_trio.intake.http.door import Door
 from cador_trio.intake.http.geoprocess import algorithm_metrics, geoprocess_routes
+from cador_trio.intake.http.metrics import metrics_routes
 from cador_trio.intake.http.negotiation import correlation_id
 from cador_trio.intake.http.probes import probe_routes
 from cador_trio.intake.http.respond import error_body, error_response, json_response, without_body
 from cador_trio.intake.http.swagger import swagger_routes
+from cador_trio.observe.metrics import count_request
 
 log = structlog.get_logger(__name__)
 
-# Reachable without the token: probes ask without one, and so does a browser that opens the page.
-OPEN_PATHS: Final = frozenset({"/livez", "/readyz", "/health", "/api/v1/health", "/openapi/spec.json", "/swagger"})
+# Reachable without the token: probes and scrapes ask without one, and so does a browser that opens the page.
+OPEN_PATHS: Final = frozenset(
+    {"/livez", "/readyz", "/metrics", "/health", "/api/v1/health", "/openapi/spec.json", "/swagger"}
+)
 OPEN_FOLDERS: Final = ("/swagger/", SCHEMAS)  # the same for every daemon; the AsyncAPI document has topics in it
 
 
@@ -52,6 +56,7 @@ def create_app(door: Door) -> App:
     app.register_blueprint(algorithm_metrics(door, "v1_metrics"), url_prefix="/api/v1")
     app.register_blueprint(geoprocess_routes(door, "root"))
     app.register_blueprint(probe_routes(door.health, door.messages.delivery))
+    app.register_blueprint(metrics_routes(door.metrics))
     app.register_blueprint(swagger_routes(door.settings))
     app.register_blueprint(asyncapi_routes(door.messages.documents))
     _add_checks(app, door.settings.api_token)
@@ -70,6 +75,7 @@ def _add_checks(app: App, token: SecretStr | None) -> None:
     async def sign(response: Response) -> Response:
         response.headers["X-Correlation-ID"] = g.correlation_id
         response.headers["X-Content-Type-Options"] = "nosniff"
+        count_request(None if request.url_rule is None else request.url_rule.rule, request.method, response.status_code)
         return without_body(response) if request.method == "HEAD" else response
 
 

@@ -17,6 +17,7 @@ from cador_trio.intake.request import ReadStorage, decode_request
 from cador_trio.job import Cancelled, EndReason, Failed, Job, JobRequest, JsonObject, Product, Succeeded
 from cador_trio.json_text import THREAD_BYTES
 from cador_trio.observe.health import Health, Phase
+from cador_trio.observe.metrics import Registry
 from cador_trio.registry import JobRecord
 from cador_trio.run_job import House, Publisher, admit, run_job
 from cador_trio.settings import Settings
@@ -89,6 +90,7 @@ class Door:
     jobs_nursery: trio.Nursery
     now_ms: Callable[[], int]
     messages: MessageFacts
+    metrics: Registry
 
 
 async def read_body(request: Request, settings: Settings, reservation: BytesReservation) -> bytes:

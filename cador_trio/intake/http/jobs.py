@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 from quart import Response, request
 
-from cador_trio.errors import Conflict, RequestRefused
+from cador_trio.errors import CadorError, Conflict, RequestRefused
 from cador_trio.intake.http.context import forwarded_headers, links, query
 from cador_trio.intake.http.door import (
     Door,
@@ -31,6 +32,7 @@ from cador_trio.intake.http.negotiation import (
 )
 from cador_trio.intake.http.respond import json_response, no_content, product_response
 from cador_trio.job import EndReason, Failed, JobState, JsonObject
+from cador_trio.observe.metrics import count_end
 from cador_trio.registry import JobRecord
 
 DEFAULT_PAGE: Final = 100
@@ -46,14 +48,15 @@ class Jobs:
 
     async def post(self) -> Response:
         """Take a job in, and answer with what it made, or with the link to its status."""
-        check_content_type(request.headers.get("Content-Type"))
-        prefer = read_prefer(request.headers.getlist("Prefer"))
-        key = request.headers.get("Idempotency-Key")
-        if key is not None:
-            plain_header("Idempotency-Key", key)
-        answers_link = prefer.wait is None and (prefer.respond_async or self._answers_link_unasked())
-        # Only a caller that will wait for the very end is told at once that nobody can work on its job.
-        record = await self._job(key, is_patient=answers_link or prefer.wait is not None)
+        with _refusals_counted():
+            check_content_type(request.headers.get("Content-Type"))
+            prefer = read_prefer(request.headers.getlist("Prefer"))
+            key = request.headers.get("Idempotency-Key")
+            if key is not None:
+                plain_header("Idempotency-Key", key)
+            answers_link = prefer.wait is None and (prefer.respond_async or self._answers_link_unasked())
+            # Only a caller that will wait for the very end is told at once that nobody can work on its job.
+            record = await self._job(key, is_patient=answers_link or prefer.wait is not None)
         if answers_link:
             return self._accepted(record, prefer)
         with self._registry.held(record):
@@ -138,6 +141,16 @@ class Jobs:
     async def _answer(self, record: JobRecord) -> Response:
         ours = links(self._settings)
         return await product_response(product_of(record), lambda result: ours.result_reference(record, result))
+
+
+@contextmanager
+def _refusals_counted() -> Iterator[None]:
+    """What is refused in this block never becomes a job."""
+    try:
+        yield
+    except CadorError as error:
+        count_end("http", "refused", error)
+        raise
 
 
 def _state(text: str | None) -> JobState | None:

@@ -384,6 +384,11 @@ def _service() -> JsonObject:
         ),
         "/livez": probe("livez", "Should it be left alone, rather than restarted"),
         "/readyz": probe("readyz", "Should work be sent here"),
+        "/metrics": open_to_all(
+            "our_metrics",
+            "The daemon's own metrics, for Prometheus",
+            {"200": _answer("In Prometheus' text format, or OpenMetrics if it is asked for.", words, "Cache-Control")},
+        ),
         "/openapi/spec.json": open_to_all(
             "spec",
             "This document",
