@@ -65,6 +65,6 @@ image engine="docker": build
 
 # Resolve the dependencies anew
 lock:
-    {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra self-signed pyproject.toml --output-file requirements.lock
+    {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --extra otel --extra self-signed pyproject.toml --output-file requirements.lock
     {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --all-extras --group dev pyproject.toml --output-file requirements-dev.lock
     {{ uv }} pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --group bench --constraint requirements-dev.lock --output-file requirements-bench.lock

@@ -46,14 +46,19 @@ def main(context: click.Context) -> None:
 def serve(env_file: Path | None = None) -> None:
     """Serve until SIGTERM or SIGINT."""
     from cador_trio.daemon import run_daemon
-    from cador_trio.observe.logs import set_up_logs
+    from cador_trio.observe.logs import log_stray_errors, set_up_logs
+    from cador_trio.observe.traces import open_traces
 
     with _errors_told():
         settings = load_settings(os.environ, env_file)
         set_up_logs(settings.log_level, settings.log_format)
-        for name in unknown_variables(read_variables(os.environ, env_file)):
+        log_stray_errors()
+        variables = read_variables(os.environ, env_file)
+        for name in unknown_variables(variables):
             structlog.get_logger(__name__).warning("this variable is no setting, is it misspelt?", variable=name)
-        sys.exit(trio.run(run_daemon, settings, strict_exception_groups=True))
+        with open_traces(variables, settings.instance_id):
+            exit_code = trio.run(run_daemon, settings, strict_exception_groups=True)
+        sys.exit(exit_code)
 
 
 @main.command()

@@ -28,6 +28,8 @@ _SECRET_PAIR = re.compile(
     {_VALUE} (?: \s*+ [:=] \s*+ {_VALUE} )*+
     """
 )
+# Of a field whose value stands alone: `key` at the end only, since `key_of_object` is none.
+_SECRET_NAME = re.compile(r"(?i)secret|passw|token|signature|credential|authorization|key(?:id)?$")
 _BEARER = re.compile(r"(?i)\b(?P<scheme>bearer|basic)\s+[A-Za-z0-9._~+/=-]{6,}")
 
 
@@ -44,6 +46,11 @@ def public_text(text: str) -> str:
         text = _SECRET_PAIR.sub(r"\g<name>\g<sep>***", text)
     text = " ".join(text.split())
     return text if len(text) <= MAX_ERROR_TEXT else text[: MAX_ERROR_TEXT - 1] + "…"
+
+
+def is_secret_name(name: str) -> bool:
+    """Does a field of this name hold a credential? So that its value need not look like one."""
+    return _SECRET_NAME.search(name) is not None
 
 
 def _without_half_url(text: str) -> str:

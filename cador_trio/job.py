@@ -85,7 +85,8 @@ class Job:
     `job_id` is ours (in URLs); `task_name` is what messages and object names use: the request's task id, else the job
     id. `received_at` is epoch milliseconds. `forwarded` are headers for every call of this job to the algorithm. A job
     `is_patient` unless somebody holds a connection open for it: it waits while the algorithm is unreachable.
-    `traceparent` is the W3C trace context that it came with. `attempt` counts its deliveries: 1, or more after a
+    `traceparent` and `tracestate` are the W3C trace context that it is part of. `origin` is topic, partition and offset
+    of the record that it came in. `attempt` counts its deliveries: 1, or more after a
     process that had begun it died.
     """
 
@@ -98,6 +99,8 @@ class Job:
     is_patient: bool = True
     traceparent: str | None = None
     attempt: int = 1
+    tracestate: str | None = None
+    origin: tuple[str, int, int] | None = None
 
     @property
     def task_id(self) -> str | int | float:
@@ -108,6 +111,15 @@ class Job:
     def task_name(self) -> str:
         """The task id as text: for object names, keys and logs."""
         return str(self.task_id)
+
+    def within(self, trace: Mapping[str, str]) -> Job:
+        """The same as part of this trace (`traceparent`, `tracestate`): for the algorithm, and for its messages."""
+        return replace(
+            self,
+            forwarded={**self.forwarded, **trace},
+            traceparent=trace.get("traceparent"),
+            tracestate=trace.get("tracestate"),
+        )
 
     def without_payload(self) -> Job:
         """What history keeps of it: who and when, but no pixels, no metadata, no credentials."""

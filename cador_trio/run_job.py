@@ -56,6 +56,7 @@ from cador_trio.job import (
 from cador_trio.json_text import THREAD_BYTES, NotJson, write, write_slices
 from cador_trio.observe.metrics import count_end
 from cador_trio.observe.stages import stage
+from cador_trio.observe.traces import Identity, current_headers, job_span, note_outcome
 from cador_trio.order import Deadline, Order
 from cador_trio.registry import JobRecord, Registry
 from cador_trio.spool import WRITE_BYTES, Spool, SpooledBody
@@ -235,9 +236,15 @@ class _Work:
 
 async def run_job(record: JobRecord, plan: Plan, house: House, publisher: Publisher) -> None:
     """Run an accepted job to its one end, recorded in the registry. Raises nothing but Cancelled."""
-    with structlog.contextvars.bound_contextvars(
-        job_id=str(record.job.job_id), task_id=record.job.task_name, correlation_id=record.job.correlation_id
+    with (
+        structlog.contextvars.bound_contextvars(
+            job_id=str(record.job.job_id), task_id=record.job.task_name, correlation_id=record.job.correlation_id
+        ),
+        job_span(Identity.of(record.job)) as trace,
+        structlog.contextvars.bound_contextvars(**({"trace_id": trace.trace_id} if trace.trace_id else {})),
     ):
+        if trace.headers:
+            record.job = record.job.within(trace.headers)
         publisher.accepted(record)
         trail = _Trail()
         async with AsyncExitStack() as held:
@@ -335,6 +342,7 @@ async def _call(record: JobRecord, plan: Plan, house: House, held: AsyncExitStac
         if job.door == "kafka":
             deadline.scope.deadline = trio.current_time() + house.job_timeout_seconds
         with stage("algorithm"):
+            order.headers.update(current_headers())
             answer = await dispatch.at_algorithm(
                 lambda connection, exchange: house.algorithm.process(order, connection, exchange), Answer.close
             )
@@ -557,6 +565,7 @@ def _cut_short(record: JobRecord) -> Outcome:
 
 def _end(record: JobRecord, outcome: Outcome, house: House) -> None:
     house.registry.end(record, outcome)
+    note_outcome(outcome)
     match outcome:
         case Failed(error=error):
             count_end(record.job.door, "failed", error)

@@ -17,6 +17,7 @@ import pytest
 import trio
 
 from cador_trio import __version__
+from tests.leaks import watch
 from tests.peers.fake_algorithm import open_fake_algorithm
 
 ROOT: Final = Path(__file__).parents[1]
@@ -31,7 +32,7 @@ def clean_environment(**settings: str) -> dict[str, str]:
 
 def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """`python -m cador_trio` with these arguments and settings, to its end."""
-    return subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "cador_trio", *arguments],
         cwd=ROOT,
         env=clean_environment(**settings),
@@ -40,6 +41,8 @@ def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         timeout=CAP_SECONDS,
         check=False,
     )
+    watch("cador-trio", done.stdout + done.stderr)
+    return done
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ LIBRARIES: Final = {
     "pydantic": {"settings", "settings_page", "intake.http.app", "kafka.shapes", "kafka.asyncapi"},
     "typing_extensions": {"kafka.shapes"},
     "trustme": {"self_signed"},
+    "opentelemetry": {"observe.traces"},
     "outcome": {"capacity"},
     "prometheus_client": {"observe.metrics"},
     "PIL": {"commands"},

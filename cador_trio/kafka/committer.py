@@ -23,6 +23,7 @@ from cador_trio.kafka.ledger import Ledger
 from cador_trio.kafka.writer import GaveUp, MessageRefused, MessagesBroken, OutcomeUnknown, PartitionsGone, Writer
 from cador_trio.observe.metrics import DEAD_LETTERS, MESSAGES, MESSAGES_LEFT_OUT
 from cador_trio.observe.stages import stage
+from cador_trio.observe.traces import SpanLink, current_link
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class Claim:
 class _Pending:
     effects: Effects
     decided: trio.Event
+    link: SpanLink | None  # to the span of the job that waits for it
     verdict: Verdict = Done.DROPPED
 
 
@@ -98,7 +100,7 @@ class Committer:
 
         What comes from no record is dropped at once if too much of it waits: nothing else holds it back.
         """
-        pending = _Pending(effects, trio.Event())
+        pending = _Pending(effects, trio.Event(), current_link())
         is_bounded = effects.source is not None or self._sourceless_bytes() + effects.size <= MAX_BYTES
         if not self._has_ended and is_bounded:
             self._queue.append(pending)
@@ -208,7 +210,7 @@ class Committer:
     async def _write(self, batch: list[_Pending], commit: Commit) -> None:
         """One transaction, and what follows from how it ended."""
         try:
-            with stage("commit"):
+            with stage("commit", [one.link for one in batch if one.link is not None]):
                 await self._in_thread(lambda: self._writer.write(commit))
         except MessageRefused as refusal:
             self._decide_some(batch, [refusal.effects], Refused(refusal.role, refusal.size))

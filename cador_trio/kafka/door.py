@@ -35,8 +35,16 @@ from cador_trio.kafka.consumer import Assigned, PollingThread
 from cador_trio.kafka.delivery import Desk, KafkaDelivery
 from cador_trio.kafka.effects import Done, Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Delivered, Ledger
-from cador_trio.kafka.messages import CORRELATION_HEADER, KIND_HEADER, TRACE_HEADER, Record, Subject
+from cador_trio.kafka.messages import (
+    CORRELATION_HEADER,
+    KIND_HEADER,
+    TRACE_HEADER,
+    TRACE_STATE_HEADER,
+    Record,
+    Subject,
+)
 from cador_trio.observe.metrics import MESSAGES_LEFT_OUT, PARTITION_CHANGES, REDELIVERIES, SKIPPED_RECORDS, count_end
+from cador_trio.observe.traces import Identity, job_span, note_refusal, trace_id_of
 from cador_trio.registry import JobRecord
 from cador_trio.run_job import House, Plan, admit, run_job
 
@@ -94,15 +102,21 @@ class Errand:
         self._reason = EndReason.SHUTDOWN
         self._job_record: JobRecord | None = None
         self._delivery = KafkaDelivery(door.desk, lane.claim, record, self._leave_queue)
-        self._subject = Subject(str(self._job_id), _text(record, CORRELATION_HEADER) or str(uuid4()), None, 1)
+        self._subject = Subject(
+            task_id=str(self._job_id),
+            correlation_id=_text(record, CORRELATION_HEADER) or str(uuid4()),
+            traceparent=_text(record, TRACE_HEADER),
+            attempt=1,
+            tracestate=_text(record, TRACE_STATE_HEADER),
+        )
         self._is_read = False  # so the subject is the job's own
 
     async def run(self) -> None:
         """Its whole life. Raises nothing but Cancelled."""
+        self._bind_ids()  # for the log, in this task of its own
         try:
             await self._run()
         except CadorError as error:
-            log.warning("request refused", record=repr(self.record), error=error.message, hint=error.hint)
             await self._refuse(error)
         except Exception:
             log.exception("a request failed for a reason that nobody thought of", record=repr(self.record))
@@ -113,6 +127,15 @@ class Errand:
             self._job_record = None
             self._door.errand_over(self)
             self.over.set()
+
+    def _bind_ids(self) -> None:
+        trace_id = trace_id_of(self._subject.traceparent)
+        structlog.contextvars.bind_contextvars(
+            job_id=str(self._job_id),
+            task_id=self._subject.task_name,
+            correlation_id=self._subject.correlation_id,
+            **({"trace_id": trace_id} if trace_id else {}),
+        )
 
     def end(self, reason: EndReason, *, only_queued: bool = False) -> None:
         """It is not wanted here any more; what is past the point of no return goes on."""
@@ -152,12 +175,14 @@ class Errand:
                 hint="CADOR_MAX_DELIVERIES sets the limit; does it take more memory than there is?",
             )
         job = await self._decoded()
-        house = self._door.house
+        house, told = self._door.house, ""
         while True:
             try:
                 plan = admit(job.request, job.task_name, house)
             except (AlgorithmUnreachable, SpoolFull) as error:
-                log.info("a request waits", record=repr(self.record), reason=error.message)
+                if error.message != told:
+                    log.info("a request waits", record=repr(self.record), reason=error.message)
+                    told = error.message
                 await trio.sleep(RETRY_SECONDS)
                 continue
             if plan.destination is None and house.algorithm.gives_bare_images:
@@ -174,23 +199,27 @@ class Errand:
             raise RequestRefused("the request has no value", hint="a null value is no request; send a JSON object")
         work = self._door.decode
         request = work(value) if len(value) <= THREAD_BYTES else await trio.to_thread.run_sync(work, value)
-        trace = _text(self.record, TRACE_HEADER)
-        headers = {"X-Correlation-ID": self._subject.correlation_id} | ({"traceparent": trace} if trace else {})
+        subject = self._subject
+        trace = {"traceparent": subject.traceparent, "tracestate": subject.tracestate}
         job = Job(
             job_id=self._job_id,
             door="kafka",
             request=request,
-            correlation_id=self._subject.correlation_id,
+            correlation_id=subject.correlation_id,
             received_at=self._door.desk.now_ms(),
-            forwarded=headers,
-            traceparent=trace,
+            forwarded={"X-Correlation-ID": subject.correlation_id}
+            | {name: value for name, value in trace.items() if value is not None},
+            traceparent=subject.traceparent,
+            tracestate=subject.tracestate,
             attempt=self._delivered.begun + 1,
+            origin=self.record.place,
         )
         if len(job.task_name) > LONGEST_TASK_ID:
             raise RequestRefused(
                 f"technicalMetadata.taskId has {len(job.task_name)} characters, more than {LONGEST_TASK_ID}"
             )
         self._subject, self._is_read = Subject.of(job), True
+        self._bind_ids()
         return job
 
     async def _is_first_here(self, job_id: UUID) -> bool:
@@ -202,11 +231,33 @@ class Errand:
         return False
 
     async def _refuse(self, error: CadorError) -> None:
-        """A dead letter that is too large for its topic goes in a smaller form; what fits in none is left out."""
+        """Tell its sender, under its task id if one can be read."""
         value = self.record.value
         if not self._is_read and value is not None:
             read = partial(_with_task_id, self._subject, value)
             self._subject = read() if len(value) <= THREAD_BYTES else await trio.to_thread.run_sync(read)
+        with job_span(self._identity()) as trace:
+            self._subject = self._subject.within(trace.headers)
+            self._bind_ids()
+            note_refusal(error)
+            log.warning("request refused", record=repr(self.record), error=error.message, hint=error.hint)
+            await self._tell_refusal(error)
+
+    def _identity(self) -> Identity:
+        subject = self._subject
+        return Identity(
+            door="kafka",
+            job_id=self._job_id,
+            task_name=subject.task_name,
+            correlation_id=subject.correlation_id,
+            attempt=self._delivered.begun + 1,
+            origin=self.record.place,
+            traceparent=subject.traceparent,
+            tracestate=subject.tracestate,
+        )
+
+    async def _tell_refusal(self, error: CadorError) -> None:
+        """A dead letter that is too large for its topic goes in a smaller form; what fits in none is left out."""
         effects = self._delivery.refused(error, self._job_id, self._subject)
         while isinstance(verdict := await self._settle(effects), Refused) or verdict is Done.BROKEN:
             log.error("a refusal can't be told as it is", record=repr(self.record), verdict=str(verdict))
@@ -494,4 +545,4 @@ def _with_task_id(subject: Subject, value: bytes) -> Subject:
     is_one = isinstance(task_id, str | int) or (isinstance(task_id, float) and math.isfinite(task_id))
     if not is_one or isinstance(task_id, bool) or not 0 < len(str(task_id)) <= LONGEST_TASK_ID:
         return subject
-    return Subject(task_id, subject.correlation_id, subject.traceparent, subject.attempt)
+    return replace(subject, task_id=task_id)

@@ -7,8 +7,8 @@ in ASCII JSON, under the task id as its key.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NoReturn
 
 from cador_trio.document import Piece, pieces, size_of
@@ -23,6 +23,7 @@ TASK_ID_HEADER: Final = "cador-task-id"
 CONTENT_TYPE_HEADER: Final = "content-type"
 CORRELATION_HEADER: Final = "x-correlation-id"
 TRACE_HEADER: Final = "traceparent"
+TRACE_STATE_HEADER: Final = "tracestate"
 ATTEMPT_HEADER: Final = "cador-attempt"
 
 Headers = tuple[tuple[str, bytes | None], ...]
@@ -55,6 +56,11 @@ class Record:
     def __repr__(self) -> str:
         return f"Record({self.topic}/{self.partition}/{self.offset})"
 
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Its topic, partition and offset."""
+        return self.topic, self.partition, self.offset
+
     def header(self, name: str) -> bytes | None:
         """The last one of that name."""
         return next((value for found, value in reversed(self.headers) if found == name), None)
@@ -68,11 +74,18 @@ class Subject:
     correlation_id: str
     traceparent: str | None
     attempt: int
+    tracestate: str | None = None
 
     @classmethod
     def of(cls, job: Job) -> Subject:
         """A job's."""
-        return cls(job.task_id, job.correlation_id, job.traceparent, job.attempt)
+        return cls(job.task_id, job.correlation_id, job.traceparent, job.attempt, job.tracestate)
+
+    def within(self, trace: Mapping[str, str]) -> Subject:
+        """The same as part of this trace (`traceparent`, `tracestate`), if there is one."""
+        if not trace:
+            return self
+        return replace(self, traceparent=trace.get(TRACE_HEADER), tracestate=trace.get(TRACE_STATE_HEADER))
 
     @property
     def task_name(self) -> str:
@@ -261,4 +274,6 @@ def _message(subject: Subject, kind: Kind, value: bytes, *more: tuple[str, bytes
     ]
     if subject.traceparent is not None:
         headers.append((TRACE_HEADER, header_bytes(subject.traceparent)))
+        if subject.tracestate is not None:
+            headers.append((TRACE_STATE_HEADER, header_bytes(subject.tracestate)))
     return Message(name, value, tuple(headers))

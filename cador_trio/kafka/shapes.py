@@ -393,6 +393,7 @@ RequestHeaders = TypedDict(
             Annotated[str, Field(description="Passed on to the algorithm and to all messages; made if absent.")]
         ],
         "traceparent": NotRequired[Annotated[str, Field(description="The W3C trace context that the job belongs to.")]],
+        "tracestate": NotRequired[Annotated[str, Field(description="What vendors add to `traceparent`.")]],
         "cador-kind": NotRequired[
             Annotated[str, Field(description="A record of kind `status` or `tag` is no request: it is passed over.")]
         ],
@@ -402,6 +403,7 @@ RequestHeaders = TypedDict(
 TaskIdHeader = Annotated[str, Field(description="The task id as text; it is the message's key, too.")]
 CorrelationHeader = Annotated[str, Field(description="The request's own, else one that was made for the job.")]
 TraceHeader = Annotated[str, Field(description="The W3C trace context, if there is one.")]
+TraceStateHeader = Annotated[str, Field(description="What vendors add to `traceparent`, if they do.")]
 
 MessageHeaders = TypedDict(
     "MessageHeaders",
@@ -411,6 +413,7 @@ MessageHeaders = TypedDict(
         "content-type": Literal["application/json"],
         "x-correlation-id": CorrelationHeader,
         "traceparent": NotRequired[TraceHeader],
+        "tracestate": NotRequired[TraceStateHeader],
         "cador-attempt": NotRequired[
             Annotated[
                 str,

@@ -5,8 +5,9 @@ A job's terminal status is no business of this module, but it waits until what w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -78,7 +79,7 @@ class Statuses:
                 value=message.value,
                 key=message.key,
                 headers=list(message.headers),
-                on_delivery=partial(self._report, ticket),
+                on_delivery=partial(self._report, ticket, structlog.contextvars.get_contextvars()),
             )
         except (BufferError, KafkaException) as error:
             MESSAGES_LEFT_OUT.labels("status").inc()
@@ -111,10 +112,10 @@ class Statuses:
             is_moving = bool(producer.poll(0))
             pause = LOOK_SECONDS if is_moving else min(1.1 * pause, LONGEST_LOOK_SECONDS)
 
-    def _report(self, ticket: Ticket, error: KafkaError | None, _: KafkaMessage) -> None:
-        """Called by `poll`, so in Trio's thread."""
+    def _report(self, ticket: Ticket, ids: Mapping[str, Any], error: KafkaError | None, _: KafkaMessage) -> None:
+        """Called by `poll`, so in Trio's thread, but in another task than that of the job with these ids."""
         (MESSAGES if error is None else MESSAGES_LEFT_OUT).labels("status").inc()
         if error is not None:
-            log.warning("a status was not taken", reason=error.str())
+            log.warning("a status was not taken", reason=error.str(), **ids)
         self._on_their_way -= 1
         ticket.done()

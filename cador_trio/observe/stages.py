@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
 
 from cador_trio.observe.metrics import STAGES, Stage
+from cador_trio.observe.traces import SpanLink, stage_span
 
 
 @contextmanager
-def stage(name: Stage) -> Iterator[None]:
-    """In this block the job is in that stage; however the block ends, so does the stage."""
+def stage(name: Stage, links: Sequence[SpanLink] = ()) -> Iterator[None]:
+    """In this block the job is in that stage; however the block ends, so does the stage.
+
+    A stage that serves many jobs at once has `links` to their spans.
+    """
     seconds, jobs = STAGES[name]
     began = trio.current_time()
     jobs.inc()
     try:
-        yield
+        with stage_span(name, links):
+            yield
     finally:
         jobs.dec()
         seconds.observe(trio.current_time() - began)

@@ -25,6 +25,7 @@ from cador_trio.errors import AlgorithmFailed, CadorError, DeadlinePassed
 from cador_trio.job import Attempt
 from cador_trio.kafka.dead_letters import dead_letter
 from cador_trio.kafka.messages import Message, Record
+from tests.leaks import watch
 from tests.peers.kafka.broker import RealKafka
 from tests.peers.kafka.clients import quiet
 from tests.peers.kafka.mock import MockKafka, running_mock_kafka
@@ -102,6 +103,7 @@ def run(*arguments: str, **variables: str) -> tuple[int, str, str]:
         timeout=CAP_SECONDS,
         check=False,
     )
+    watch("cador-trio dead-letters", done.stderr)
     return done.returncode, done.stdout, done.stderr
 
 

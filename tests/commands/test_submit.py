@@ -31,6 +31,7 @@ from cador_trio.commands.submit_http import PATIENCE_SECONDS, HttpDoor, _Watch
 from cador_trio.commands.surroundings import settings_of
 from cador_trio.json_text import write
 from tests.intake.running import open_daemon
+from tests.leaks import watch
 from tests.peers.fake_algorithm import (
     Answer,
     AnswerImage,
@@ -46,6 +47,7 @@ from tests.peers.kafka.clients import quiet
 from tests.peers.kafka.mock import MockKafka, running_mock_kafka
 from tests.peers.kafka.peer import KafkaPeer
 from tests.peers.kafka.records import TestRecord
+from tests.secrets import API_TOKEN, OTHER_PASSWORD
 
 CAP_SECONDS: Final = 60  # for a process to end by itself: this long only if something is wrong
 INPUT: Final = ("--input", "image=aGVsbG8=")
@@ -79,6 +81,7 @@ def started(*arguments: str, stderr: int = subprocess.PIPE, **variables: str) ->
 async def finish(process: subprocess.Popen[str], stdin: str = "") -> tuple[int, str, str]:
     """Exit code, standard output and standard error (what of it was not read yet)."""
     out, err = await trio.to_thread.run_sync(process.communicate, stdin, CAP_SECONDS)
+    watch("cador-trio submit", f"{out}{err}")
     return process.returncode, out, err
 
 
@@ -214,13 +217,15 @@ async def test_a_request_that_is_refused(client: httpx.AsyncClient) -> None:
 
 async def test_the_token(fake: FakeAlgorithm, tmp_path: Path) -> None:
     """It comes from a file or the environment; without it the message says how; it is never printed."""
-    (tmp_path / "token").write_text("hunter2\n")
-    async with open_daemon(fake, api_token="hunter2") as client:
+    (tmp_path / "token").write_text(f"{API_TOKEN}\n")
+    async with open_daemon(fake, api_token=API_TOKEN) as client:
         ends = [
             await run(*by_http(client), *INPUT),
-            await run(*by_http(client), *INPUT, CADOR_API_TOKEN="hunter3"),
-            await run(*by_http(client), *INPUT, CADOR_API_TOKEN="hunter2"),
-            await run(*by_http(client), *INPUT, "--token-file", str(tmp_path / "token"), CADOR_API_TOKEN="hunter3"),
+            await run(*by_http(client), *INPUT, CADOR_API_TOKEN=OTHER_PASSWORD),
+            await run(*by_http(client), *INPUT, CADOR_API_TOKEN=API_TOKEN),
+            await run(
+                *by_http(client), *INPUT, "--token-file", str(tmp_path / "token"), CADOR_API_TOKEN=OTHER_PASSWORD
+            ),
         ]
     assert [code for code, _, _ in ends] == [3, 3, 0, 0]
     assert "--token-file" in ends[0][2]

@@ -21,6 +21,7 @@ from cador_trio.kafka.consumer import CLOSE_SECONDS
 from cador_trio.kafka.room import LAST_COMMITS_SECONDS
 from cador_trio.kafka.statuses import LAST_SECONDS
 from cador_trio.observe.health import STUCK_SECONDS, Health
+from cador_trio.observe.traces import SHUTDOWN_SECONDS
 from cador_trio.run_job import SETTLE_SECONDS
 from cador_trio.settings import Settings, load_settings, unknown_variables
 from cador_trio.storage.setup import open_store
@@ -43,6 +44,7 @@ AFTER_GRACE_SECONDS: Final = (
     + LAST_SECONDS
     + SPOOL_SECONDS
     + CONNECTIONS_SECONDS
+    + SHUTDOWN_SECONDS
 )
 
 Document = dict[str, Any]
@@ -284,6 +286,7 @@ def test_page_has_the_true_numbers() -> None:
         LAST_ANSWERS_SECONDS + CUT_SECONDS,
         LAST_SECONDS,
         CONNECTIONS_SECONDS + SPOOL_SECONDS,
+        SHUTDOWN_SECONDS,
         AFTER_GRACE_SECONDS,
     ]
 

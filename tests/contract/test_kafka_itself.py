@@ -32,6 +32,7 @@ from tests.peers.kafka.peer import KafkaPeer
 from tests.peers.kafka.process import DidNotStart
 from tests.peers.kafka.records import Committed, TestRecord
 from tests.peers.kafka_fixtures import OwnKafka, Topics
+from tests.secrets import KAFKA_PASSWORD
 
 HERE = Path(__file__).parents[2]
 CAP = 30.0
@@ -303,14 +304,14 @@ def test_the_mock_cluster_keeps_records_and_offsets(mock_kafka: MockKafka) -> No
 def test_a_user_may_do_what_was_allowed(own_kafka: OwnKafka, topics: Topics) -> None:
     """By the door with passwords, a user without rights is refused, and one with the right to a topic is not."""
     topic = topics("any")
-    kafka = own_kafka(users={"alice": "her secret"})
+    kafka = own_kafka(users={"alice": KAFKA_PASSWORD})
     kafka.create_topics({topic: 1})
     properties = {
         **quiet(kafka.sasl_bootstrap),
         "security.protocol": "SASL_PLAINTEXT",
         "sasl.mechanism": "PLAIN",
         "sasl.username": "alice",
-        "sasl.password": "her secret",
+        "sasl.password": KAFKA_PASSWORD,
         "topic.metadata.propagation.max.ms": 0,
     }
     reported: list[KafkaError | None] = []

@@ -19,10 +19,13 @@ from typing import Any, Final
 import httpx
 import trio
 
+from tests.leaks import watch, watch_answer
+
 CAP_SECONDS: Final = 30.0  # for any one wait: this long only if something is wrong
 JSON: Final = {"Content-Type": "application/json"}
 IMAGE: Final = {"image": "aW1hZ2U="}  # what the fake algorithm takes
 SERVE: Final = ("-m", "cador_trio")
+OURS: Final = ("CADOR_", "KAFKA_", "EOPAAS_", "OTEL_")  # variables that a daemon has from its test alone
 
 Line = dict[str, Any]
 
@@ -89,6 +92,7 @@ class Daemon:
         async for chunk in stream:
             *whole, rest = (rest + chunk).split(b"\n")
             for line in whole:
+                watch("the log", line)
                 self.output.append(line.decode())
                 if line.startswith(b"{"):
                     self.lines.append(json.loads(line))
@@ -111,7 +115,7 @@ async def open_daemon(
     daemon.spool.mkdir(exist_ok=True)
     daemon.store.mkdir(exist_ok=True)
     environment = {
-        **{name: value for name, value in os.environ.items() if not name.startswith(("CADOR_", "KAFKA_", "EOPAAS_"))},
+        **{name: value for name, value in os.environ.items() if not name.startswith(OURS)},
         "PROCESSING_SERVER": algorithm,
         "CADOR_HOST": "127.0.0.1",
         "CADOR_PORT": "0",
@@ -153,7 +157,13 @@ async def running_daemon(
 
 def client_of(daemon: Daemon, verify: ssl.SSLContext | bool = True) -> httpx.AsyncClient:
     """A client whose every request is capped."""
-    return httpx.AsyncClient(base_url=daemon.url, timeout=CAP_SECONDS, verify=verify, trust_env=False)
+    return httpx.AsyncClient(
+        base_url=daemon.url,
+        timeout=CAP_SECONDS,
+        verify=verify,
+        trust_env=False,
+        event_hooks={"response": [watch_answer]},
+    )
 
 
 def connections(daemon: Daemon) -> int:

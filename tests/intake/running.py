@@ -13,6 +13,7 @@ import trio
 
 from cador_trio.daemon import serve
 from cador_trio.settings import Settings
+from tests.leaks import watch_answer
 from tests.peers.fake_algorithm import FakeAlgorithm
 
 VECTORS: Final = Path(__file__).with_name("vectors")
@@ -41,7 +42,9 @@ async def open_daemon(
     with trio.fail_after(hangs):
         async with trio.open_nursery() as nursery:
             serving = await nursery.start(serve, Settings.model_validate(chosen))
-            async with Client(base_url=serving.url, trust_env=False, timeout=HANGS) as client:
+            async with Client(
+                base_url=serving.url, trust_env=False, timeout=HANGS, event_hooks={"response": [watch_answer]}
+            ) as client:
                 client.stop = serving.stop
                 while is_ready and (await client.get("/readyz")).status_code != 200:
                     pass

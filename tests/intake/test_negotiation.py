@@ -14,6 +14,7 @@ from cador_trio.intake.http.negotiation import (
     page_number,
     plain_header,
     read_prefer,
+    trace_context,
     whole_seconds,
 )
 
@@ -123,3 +124,24 @@ def test_page_number_by_default() -> None:
 def test_whole_seconds(seconds: float | None, text: str) -> None:
     """`Retry-After` is rounded up, and never zero."""
     assert whole_seconds(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("parents", "states", "context"),
+    [
+        ([], [], {}),
+        (["00-a-b-01"], [], {"traceparent": "00-a-b-01"}),
+        ([" 00-a-b-01 "], ["v=1", "w=2"], {"traceparent": "00-a-b-01", "tracestate": "v=1,w=2"}),
+        (["00-a-b-01"], [""], {"traceparent": "00-a-b-01"}),
+        (["00-a-b-01"], ["v=é"], {"traceparent": "00-a-b-01"}),
+        (["00-a-b-01"], ["v" * 1_001], {"traceparent": "00-a-b-01"}),
+        (["00-a-b-01", "00-c-d-01"], ["v=1"], {}),
+        ([], ["v=1"], {}),
+        (["00-é"], ["v=1"], {}),
+        (["0" * 1_001], [], {}),
+        ([""], [], {}),
+    ],
+)
+def test_trace_contexts(parents: list[str], states: list[str], context: dict[str, str]) -> None:
+    """One parent and all states, as they are; what no header of ours could hold is left out, and refuses nothing."""
+    assert trace_context(parents, states) == context

@@ -16,6 +16,7 @@ import trio
 
 from tests.daemon.process import Daemon, open_daemon
 from tests.kafka.schemas import check_dead_letter, check_message, check_status
+from tests.leaks import watch, watch_headers
 from tests.peers.fake_algorithm import FakeAlgorithm
 from tests.peers.kafka.peer import KafkaPeer
 from tests.peers.kafka.records import TestRecord
@@ -101,7 +102,15 @@ def _checked(kind: str, records: list[TestRecord]) -> list[TestRecord]:
     if (check := CHECKS.get(kind)) is not None:
         for record in records:
             check(record)
+            watch_record(kind, record)
     return records
+
+
+def watch_record(kind: str, record: TestRecord) -> None:
+    """A dead letter holds what its sender wrote; only what we add to it is ours."""
+    if kind != "dead":
+        watch(kind, record.value)
+    watch_headers(kind, [one for one in record.headers if kind != "dead" or one[0].startswith("cador-")])
 
 
 def ends(records: Sequence[TestRecord]) -> list[dict[str, Any]]:

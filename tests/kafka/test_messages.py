@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -329,9 +330,23 @@ def test_headers_say_what_it_is_and_of_which_job() -> None:
     assert output.headers == (("cador-kind", b"output"), *common, trace)
 
 
+def test_what_vendors_add_to_a_trace_goes_along() -> None:
+    """With the trace, and never without one."""
+    subject = Subject("t-1", "c-1", "00-trace", 3, "vendor=x")
+    assert tag_message(subject, {}).headers[-2:] == (("traceparent", b"00-trace"), ("tracestate", b"vendor=x"))
+    assert "tracestate" not in dict(tag_message(replace(subject, traceparent=None), {}).headers)
+
+
+def test_a_subject_within_a_trace() -> None:
+    """A span of ours takes the place of what came in, as a whole; without one that stays."""
+    subject = Subject("t-1", "c-1", "00-trace", 3, "vendor=x")
+    assert subject.within({}) is subject
+    assert subject.within({"traceparent": "00-ours"}) == Subject("t-1", "c-1", "00-ours", 3, None)
+
+
 def test_without_a_trace_there_is_no_header_of_one() -> None:
     """Absent rather than empty."""
-    assert "traceparent" not in dict(tag_message(SUBJECT, {}).headers)
+    assert not {"traceparent", "tracestate"} & dict(tag_message(SUBJECT, {}).headers).keys()
 
 
 @given(task_id=st.text() | st.integers() | st.floats(allow_nan=False))

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import cast
 
 import pytest
+import structlog
 import trio
 from confluent_kafka import KafkaError, KafkaException, Producer
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -152,3 +153,17 @@ async def test_without_a_topic(autojump_clock: MockClock) -> None:
     with trio.move_on_after(10) as scope:
         await statuses.run()
     assert scope.cancelled_caught
+
+
+async def test_a_status_that_was_not_taken_is_a_line_of_its_job(autojump_clock: MockClock) -> None:
+    """Though the report comes in another task."""
+    producer = ScriptedProducer()
+    producer.refusals["statuses"].append(kafka_error(KafkaError.MSG_SIZE_TOO_LARGE))
+    with structlog.testing.capture_logs() as lines:
+        async with running(producer) as statuses:
+            ticket = Ticket()
+            with structlog.contextvars.bound_contextvars(job_id="j-1", task_id="t-1"):
+                statuses.send(ticket, STATUS)
+            await ticket.wait_all_there()
+    (line,) = lines
+    assert (line["event"], line["job_id"], line["task_id"]) == ("a status was not taken", "j-1", "t-1")

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.secrets import GOOGLE_LIKE_SECRET
+
 from .object_stores.seaweedfs import running_seaweedfs
 from .object_stores.server_process import log_tail
 from .object_stores.store import KeyPair, ObjectStore
@@ -54,7 +56,7 @@ def versitygw_tls(versitygw_binary: Path, tmp_path_factory: pytest.TempPathFacto
 def versitygw_auto(versitygw_binary: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     """A versitygw with the region and the kind of key that Google's store has for AWS signatures."""
     folder = tmp_path_factory.mktemp("versitygw_auto")
-    root = KeyPair("GOOG1EOBJECTSTOREPEER", "google-like-secret")
+    root = KeyPair("GOOG1EOBJECTSTOREPEER", GOOGLE_LIKE_SECRET)
     with running_versitygw(versitygw_binary, folder, region="auto", root=root) as store:
         yield store
 

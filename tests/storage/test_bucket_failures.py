@@ -42,6 +42,7 @@ from tests.peers.object_stores.misbehaviour import (
     Step,
     WrongETag,
 )
+from tests.secrets import STORE_SECRET
 
 from .bodies import MemoryBody, MemoryReader, image
 
@@ -96,7 +97,7 @@ class World:
         self.store = Store(Policy(), patience=patience, sizes=sizes)
 
     def destination(self, **changes: Any) -> Destination:
-        settings = {"url": self.server.url, "containerPath": "images/a", "key": "the-key", "secret": "the-secret"}
+        settings = {"url": self.server.url, "containerPath": "images/a", "key": "the-key", "secret": STORE_SECRET}
         request = check_storage({"S3": {**settings, **changes}})
         assert request is not None
         return self.store.resolve(request, "t-1")
@@ -559,7 +560,7 @@ async def test_errors_hold_no_credentials() -> None:
             await world.store.put(world.destination(token="the-token-of-ours"), image(SMALL))
         said = caught.value.message + caught.value.hint + repr(world.destination(token="the-token-of-ours"))
         assert "the-key" not in said
-        assert "the-secret" not in said
+        assert STORE_SECRET not in said
         assert "the-token" not in said
 
 

@@ -13,6 +13,7 @@ from cador_trio.storage.credentials import Credentials
 from cador_trio.storage.endpoints import Endpoint
 from cador_trio.storage.profiles import BucketProfile, FolderProfile, Profile, load_profiles
 from cador_trio.storage.setup import open_store
+from tests.secrets import GOOGLE_SECRET, STORE_SECRET
 
 ARCHIVE = """
 [archive]
@@ -40,14 +41,14 @@ def bucket_profile(profile: Profile) -> BucketProfile:
 @pytest.fixture
 def secrets(tmp_path: Path) -> Path:
     """A folder with the files of the archive's credentials."""
-    for name, value in ("key", "the-key"), ("secret", "the-secret\n"), ("token", " the-token "):
+    for name, value in ("key", "the-key"), ("secret", f"{STORE_SECRET}\n"), ("token", " the-token "):
         (tmp_path / f"archive.{name}").write_text(value)
     return tmp_path
 
 
 def test_all_variants(secrets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A profile of each variant is read, with its credentials from files, variables or the file itself."""
-    monkeypatch.setenv("GOOGLE_SECRET", "google-secret")
+    monkeypatch.setenv("GOOGLE_SECRET", GOOGLE_SECRET)
     text = f"""
 {ARCHIVE}
 [google]
@@ -64,15 +65,15 @@ folder = "/data/out"
     archive, google = bucket_profile(profiles["archive"]), bucket_profile(profiles["google"])
     assert archive.endpoint == Endpoint("https", "minio.example", 9000, "/api")
     assert (archive.region, archive.container_path) == ("garage", "bucket-a/masks")
-    assert archive.credentials.read() == Credentials("the-key", "the-secret", "the-token")
-    assert (google.endpoint, google.credentials.read()) == (None, Credentials("GOOG1", "google-secret"))
+    assert archive.credentials.read() == Credentials("the-key", STORE_SECRET, "the-token")
+    assert (google.endpoint, google.credentials.read()) == (None, Credentials("GOOG1", GOOGLE_SECRET))
     assert profiles["disk"] == FolderProfile("disk", "/data/out")
 
 
 def test_credentials_are_read_again_when_they_change(secrets: Path) -> None:
     """A rotated secret holds from the next upload on, also if it is put there by renaming."""
     credentials = bucket_profile(load_profiles(written(secrets, ARCHIVE))["archive"]).credentials
-    assert credentials.read().secret == "the-secret"
+    assert credentials.read().secret == STORE_SECRET
     (secrets / "new").write_text("rotated!!!")
     (secrets / "new").replace(secrets / "archive.secret")
     assert credentials.read() == Credentials("the-key", "rotated!!!", "the-token")

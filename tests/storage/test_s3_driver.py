@@ -20,9 +20,10 @@ from cador_trio.storage.endpoints import Endpoint
 from cador_trio.storage.failures import S3Refused
 from cador_trio.storage.s3 import S3Driver, _Signer
 from cador_trio.storage.wire import Source
+from tests.secrets import STORE_SECRET
 
 ENDPOINT = Endpoint("http", "store.example", 9000)
-CREDENTIALS = Credentials("the-key", "the-secret")
+CREDENTIALS = Credentials("the-key", STORE_SECRET)
 
 
 class Response:

@@ -8,7 +8,7 @@ from quart import g, request
 
 from cador_trio.errors import RequestRefused
 from cador_trio.intake.http.links import Links
-from cador_trio.intake.http.negotiation import plain_header
+from cador_trio.intake.http.negotiation import plain_header, trace_context
 from cador_trio.settings import Settings
 
 
@@ -32,7 +32,7 @@ def forwarded_headers() -> Mapping[str, str]:
     headers = {"X-Correlation-ID": g.correlation_id}
     if (debug := request.headers.get("X-ADS-Debug")) is not None:
         headers["X-ADS-Debug"] = plain_header("X-ADS-Debug", debug)
-    return headers
+    return headers | trace_context(request.headers.getlist("traceparent"), request.headers.getlist("tracestate"))
 
 
 def query(name: str) -> str | None:

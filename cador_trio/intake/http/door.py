@@ -158,6 +158,8 @@ def submit(submission: Submission, door: Door, reservation: BytesReservation) ->
         received_at=door.now_ms(),
         forwarded=submission.headers,
         is_patient=submission.is_patient,
+        traceparent=submission.headers.get("traceparent"),
+        tracestate=submission.headers.get("tracestate"),
     )
     plan = admit(request, job.task_name, door.house)
     if door.health.phase is not Phase.SERVING:

@@ -11,6 +11,7 @@ from uuid import uuid4
 from cador_trio.errors import RequestRefused, UnsupportedMediaType
 
 _PLAIN = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,198}[\x21-\x7e])?")
+_TRACE = re.compile(r"[\x20-\x7e]{1,1000}")  # as long as a record's may be
 MAX_PAGE = 1_000
 
 
@@ -39,6 +40,16 @@ def read_prefer(values: Sequence[str]) -> Preference:
 def correlation_id(sent: str | None) -> str:
     """The caller's `X-Correlation-ID` if it is a short plain text, else one of ours."""
     return sent if sent is not None and _PLAIN.fullmatch(sent) else str(uuid4())
+
+
+def trace_context(parents: Sequence[str], states: Sequence[str]) -> dict[str, str]:
+    """The W3C trace context in all `traceparent` and `tracestate` headers of a request, which never refuses one.
+
+    Two parents are none (Trace Context, 3.2), and what no header of ours could hold is none either.
+    """
+    found = {"traceparent": parents[0].strip() if len(parents) == 1 else "", "tracestate": ",".join(states).strip()}
+    trace = {name: value for name, value in found.items() if _TRACE.fullmatch(value)}
+    return trace if "traceparent" in trace else {}
 
 
 def plain_header(name: str, value: str) -> str:

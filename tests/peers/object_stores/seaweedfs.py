@@ -13,11 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+from tests.secrets import SEAWEED_ADMIN_SECRET, SEAWEED_LIMITED_SECRET
+
 from .server_process import HOST, reserved_ports, running
 from .store import BUCKET, KeyPair, ObjectStore, s3_client
 
-_ADMIN: Final = KeyPair("seaweed-admin", "seaweed-admin-secret")
-_LIMITED: Final = KeyPair("seaweed-writer", "seaweed-writer-secret")
+_ADMIN: Final = KeyPair("seaweed-admin", SEAWEED_ADMIN_SECRET)
+_LIMITED: Final = KeyPair("seaweed-writer", SEAWEED_LIMITED_SECRET)
 _REGION: Final = "us-east-1"
 _ALL_STARTED: Final = b"All enabled components are running and ready to use"
 # All that it listens on with what is left out below; left alone it takes fixed numbers.

@@ -15,11 +15,13 @@ from typing import Final
 
 import trustme
 
+from tests.secrets import VERSITY_LIMITED_SECRET, VERSITY_ROOT_SECRET
+
 from .server_process import HOST, is_open, reserved_ports, running
 from .store import BUCKET, KeyPair, ObjectStore, s3_client
 
-ROOT: Final = KeyPair("versity-root", "versity-root-secret")
-_LIMITED: Final = KeyPair("versity-nobody", "versity-nobody-secret")
+ROOT: Final = KeyPair("versity-root", VERSITY_ROOT_SECRET)
+_LIMITED: Final = KeyPair("versity-nobody", VERSITY_LIMITED_SECRET)
 
 
 @contextmanager
