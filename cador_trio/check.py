@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from cador_trio.algorithm.dialect import Origin
-from cador_trio.algorithm.transport import Connection, tls_context
+from cador_trio.algorithm.transport import CLOSE_ALL_SECONDS, Connection, tls_context
 from cador_trio.algorithm.watch import Watch
 from cador_trio.errors import CadorError, SettingsError
 from cador_trio.intake.http.server import Certificate, open_listener, server_tls
@@ -52,7 +52,7 @@ class Finding:
 
 
 async def check_neighbours(settings: Settings, profiles: Sequence[str] = ()) -> list[Finding]:
-    """Try the algorithm, the folders, these storage profiles, Kafka, the certificate and the port.
+    """Try the algorithm, the folders, these storage profiles, Kafka, the certificate and the ports.
 
     Nothing is left behind, but a transactional id that expires by itself.
 
@@ -65,7 +65,7 @@ async def check_neighbours(settings: Settings, profiles: Sequence[str] = ()) -> 
         *await _profiles(settings, profiles),
         *await _kafka(settings),
         *_certificate(settings),
-        _port(settings),
+        *_ports(settings),
     ]
 
 
@@ -81,7 +81,7 @@ async def _algorithm(settings: Settings) -> Finding:
         hint = f" ({error.hint})" if error.hint else ""
         return Finding(is_good=False, text=f"algorithm: {error.message}{hint}")
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_ALL_SECONDS):
             await watch.aclose()
     kind = "stateful" if described.asynchronous else "stateless"
     problem = watch.described.validator.problem
@@ -226,10 +226,16 @@ def _certificate(settings: Settings) -> list[Finding]:
     return [Finding(is_good=True, text=f"certificate: {settings.ssl_cert}: usable with its key")]
 
 
-def _port(settings: Settings) -> Finding:
-    where = f"{settings.host}, port {settings.port}"
+def _ports(settings: Settings) -> list[Finding]:
+    ports = [("listener", settings.port)]
+    if settings.metrics_port is not None:
+        ports.append(("listener of probes and metrics", settings.metrics_port))
+    return [_port(f"{what}: {settings.host}, port {port}", settings.host, port) for what, port in ports]
+
+
+def _port(where: str, host: str, port: int) -> Finding:
     try:
-        open_listener(settings.host, settings.port).close()
+        open_listener(host, port).close()
     except OSError as error:
-        return Finding(is_good=False, text=f"listener: {where}: {error.strerror or error}")
-    return Finding(is_good=True, text=f"listener: {where}: free")
+        return Finding(is_good=False, text=f"{where}: {error.strerror or error}")
+    return Finding(is_good=True, text=f"{where}: free")

@@ -3,10 +3,11 @@
 The one module that knows every room and introduces them to each other. Shutdown order is nesting order: what must die
 last is opened first.
 
-    spool          results have a place
-      services     HTTP listener, Kafka's committer and membership, watcher of the algorithm, expiry, heartbeat
-        capacity   the slots and what still runs in them
-          jobs     every job, from every door
+    probes           and metrics, if they have a port of their own
+      spool          results have a place
+        services     HTTP listener, Kafka's committer and membership, watcher of the algorithm, expiry, heartbeat
+          capacity   the slots and what still runs in them
+            jobs     every job, from every door
 """
 
 from __future__ import annotations
@@ -32,21 +33,29 @@ from cador_trio.algorithm.client import AlgorithmClient
 from cador_trio.algorithm.dialect import Origin
 from cador_trio.algorithm.documents import Documents
 from cador_trio.algorithm.receive import SizeLimits
-from cador_trio.algorithm.transport import Connection, tls_context
+from cador_trio.algorithm.transport import CLOSE_ALL_SECONDS, Connection, tls_context
 from cador_trio.algorithm.visit import Means
 from cador_trio.algorithm.watch import PARALLEL_REQUESTS, Watch
 from cador_trio.capacity import Capacity, Limits, open_capacity
 from cador_trio.errors import CadorError, Conflict, InstanceFenced, SettingsError
-from cador_trio.intake.http.app import create_app
+from cador_trio.intake.http.app import App, create_app, create_operators_app
 from cador_trio.intake.http.door import Door, MessageFacts
-from cador_trio.intake.http.server import Certificate, open_listener, renew_certificate, serve_http, server_tls
+from cador_trio.intake.http.server import (
+    Certificate,
+    Endpoint,
+    bounded_connections,
+    open_listener,
+    renew_certificate,
+    serve_http,
+    server_tls,
+)
 from cador_trio.intake.request import decode_request
 from cador_trio.job import Answer, EndReason, Job, JobRequest, Json, JsonObject, Referential
 from cador_trio.kafka.asyncapi import asyncapi_document, schemas
 from cador_trio.kafka.room import KafkaRoom
 from cador_trio.observe.health import STUCK_SECONDS, Health, Phase
 from cador_trio.observe.loop_lag import LoopLag
-from cador_trio.observe.metrics import registry_of
+from cador_trio.observe.metrics import Sample, registry_of
 from cador_trio.readings import house_readings
 from cador_trio.registry import Registry
 from cador_trio.results.georeference import georeference
@@ -63,6 +72,7 @@ from cador_trio.storage.store import Store
 log = structlog.get_logger(__name__)
 
 HEARTBEAT_SECONDS: Final = 1.0
+OPERATORS_CONNECTIONS: Final = 100  # kubelets and scrapers: whoever opens more keeps out others of their kind alone
 EXIT_OK: Final = 0
 EXIT_UNEXPECTED: Final = 1
 EXIT_SETTINGS: Final = 2
@@ -146,22 +156,24 @@ async def serve(
     tls = _server_tls(settings)
     store = open_store(settings)
     connections, watch = _algorithm_ends(settings)
-    listener = _open_listener(settings)
+    listener = _open_listener(settings.host, settings.port, "CADOR_PORT")
+    health = Health(trio.current_time)
+    insight = _Insight(health, LoopLag(trio.current_time, HEARTBEAT_SECONDS), watch)
+    metrics = registry_of(insight.readings)
     with listener:
         async with (
+            _open_to_operators(settings, create_operators_app(health, insight.guarantee, metrics), ending),
             _closing(connections, watch),
             open_spool(settings.spool_dir, int(settings.spool_bytes)) as spool,
             trio.open_nursery() as services,
         ):
-            health = Health(trio.current_time)
-            loop_lag = LoopLag(trio.current_time, HEARTBEAT_SECONDS)
             health.add_check(lambda: None if watch.trouble is None else watch.trouble.message)
             registry = _registry(settings, spool)
             services.start_soon(ending.supervise, "watcher of the algorithm", watch.run)
             services.start_soon(ending.supervise, "history", registry.expire)
             services.start_soon(ending.supervise, "connections to stores", store.run)
-            services.start_soon(_heartbeat, health, loop_lag, has_watchdog)
-            kafka = await _kafka_room(settings, health)
+            services.start_soon(_heartbeat, health, insight.loop_lag, has_watchdog)
+            insight.kafka = kafka = await _kafka_room(settings, health)
             if kafka is not None:
                 services.start_soon(ending.supervise, "Kafka", kafka.run)
                 services.start_soon(ending.supervise, "Kafka group", kafka.stay_in_group)
@@ -169,30 +181,26 @@ async def serve(
                 services.start_soon(ending.supervise, "certificate", lambda: renew_certificate(tls, certificate))
             async with open_capacity(connections, _limits(settings)) as capacity, trio.open_nursery() as jobs:
                 watch.is_working = lambda: capacity.figures().in_use > 0
-                house = _house(settings, watch, store, spool, registry, capacity)
+                insight.house = house = _house(settings, watch, store, spool, registry, capacity)
                 door = Door(
                     settings=settings,
                     house=house,
                     publisher=Untold() if kafka is None else kafka.rest_publisher(),
                     documents=Documents(watch),
-                    messages=_message_facts(settings, kafka),
+                    messages=_message_facts(settings, insight),
                     read_storage=check_storage,
                     health=health,
                     jobs_nursery=jobs,
                     now_ms=_now_ms,
-                    metrics=registry_of(
-                        lambda: house_readings(house, health, loop_lag, lambda: watch.trouble is None),
-                        (lambda: ()) if kafka is None else kafka.readings,
-                    ),
+                    metrics=metrics,
                 )
-                url = _url(settings, listener)
-                http = _HttpService(door, listener, tls, ending)
+                http = _HttpService("HTTP door", create_app(door), _endpoint(settings, listener, tls), ending)
                 await services.start(http.serve)
                 if kafka is not None:
                     jobs.start_soon(kafka.take_on, house, _decode, jobs)
                 health.phase = Phase.SERVING
-                log.info("serving", url=url, version=__version__, algorithm=settings.processing_server)
-                task_status.started(Serving(url, ending.wanted.set))
+                log.info("serving", url=http.url, version=__version__, algorithm=settings.processing_server)
+                task_status.started(Serving(http.url, ending.wanted.set))
                 await ending.wanted.wait()
                 health.phase = Phase.DRAINING
                 log.info("stopping: jobs have their grace", seconds=settings.shutdown_grace_seconds)
@@ -211,26 +219,69 @@ async def serve(
         raise ending.failed
 
 
-class _HttpService:
-    """The HTTP door as a service: its early return is a wish to end (hypercorn swallows KeyboardInterrupt)."""
+@dataclass
+class _Insight:
+    """What probes and scrapes are told, as far as it is there yet."""
 
-    def __init__(self, door: Door, listener: socket.socket, tls: ssl.SSLContext | None, ending: _Ending) -> None:
+    health: Health
+    loop_lag: LoopLag
+    watch: Watch
+    kafka: KafkaRoom | None = None
+    house: House | None = None
+
+    def guarantee(self) -> str | None:
+        """What holds for jobs from Kafka, for people; None without Kafka."""
+        return None if self.kafka is None else self.kafka.guarantee
+
+    def readings(self) -> Iterator[Sample]:
+        """The gauges, as of now."""
+        if self.house is not None:
+            yield from house_readings(self.house, self.health, self.loop_lag, lambda: self.watch.trouble is None)
+        if self.kafka is not None:
+            yield from self.kafka.readings()
+
+
+class _HttpService:
+    """A listener as a service: its early return is a wish to end (hypercorn swallows KeyboardInterrupt)."""
+
+    def __init__(self, name: str, app: App, endpoint: Endpoint, ending: _Ending) -> None:
         self.shutdown = trio.Event()
         self.ended = trio.Event()
-        self._app = create_app(door)
-        self._listener = listener
-        self._tls = tls
+        self.url = _url(endpoint)
+        self._name = name
+        self._app = app
+        self._endpoint = endpoint
         self._ending = ending
 
     async def serve(self, *, task_status: trio.TaskStatus[list[str]]) -> None:  # noqa: ASYNC128 - hypercorn does
         try:
             await self._ending.supervise(
-                "HTTP door",
-                lambda: serve_http(self._app, self._listener, self._tls, self.shutdown, task_status=task_status),
+                self._name,
+                lambda: serve_http(self._app, self._endpoint, self.shutdown, task_status=task_status),
             )
         finally:
             self.ended.set()
             self._ending.wanted.set()
+
+
+@asynccontextmanager
+async def _open_to_operators(settings: Settings, app: App, ending: _Ending) -> AsyncIterator[None]:
+    """Probes and metrics on a port of their own, if they have one: before anything else, and until all else has ended.
+
+    Raises:
+        CadorError: the port can't be had.
+    """
+    if settings.metrics_port is None:
+        yield
+        return
+    with _open_listener(settings.host, settings.metrics_port, "CADOR_METRICS_PORT") as listener:
+        endpoint = Endpoint(listener, None, bounded_connections(OPERATORS_CONNECTIONS, share=1 / 8))
+        http = _HttpService("probes and metrics", app, endpoint, ending)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(http.serve)
+            log.info("serving probes and metrics", url=http.url)
+            yield
+            http.shutdown.set()
 
 
 async def _drain(registry: Registry, grace_seconds: float) -> None:
@@ -321,7 +372,7 @@ async def _closing(connections: Sequence[Connection], watch: Watch) -> AsyncIter
     try:
         yield
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 2):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_ALL_SECONDS):
             for connection in connections:
                 await connection.aclose()
             await watch.aclose()
@@ -334,11 +385,11 @@ async def _kafka_room(settings: Settings, health: Health) -> KafkaRoom | None:
     return await trio.to_thread.run_sync(KafkaRoom, settings, health, _now_ms)
 
 
-def _message_facts(settings: Settings, kafka: KafkaRoom | None) -> MessageFacts:
+def _message_facts(settings: Settings, insight: _Insight) -> MessageFacts:
     """What the HTTP door tells about messages."""
     documents = {f"/asyncapi/schemas/{name}.json": schema for name, schema in schemas().items()}
     documents["/asyncapi"] = asyncapi_document(settings, __version__)
-    return MessageFacts(documents, lambda: None if kafka is None else kafka.guarantee)
+    return MessageFacts(documents, insight.guarantee)
 
 
 def _decode(data: bytes) -> JobRequest:
@@ -429,20 +480,24 @@ def _certificate(settings: Settings) -> Certificate | None:
     return Certificate(settings.ssl_cert, settings.ssl_key)
 
 
-def _open_listener(settings: Settings) -> socket.socket:
+def _open_listener(host: str, port: int, variable: str) -> socket.socket:
     try:
-        return open_listener(settings.host, settings.port)
+        return open_listener(host, port)
     except OSError as error:
         raise CadorError(
-            f"can't listen on {settings.host}, port {settings.port}: {error.strerror or error}",
-            hint="CADOR_HOST and CADOR_PORT say where; is another process there?",
+            f"can't listen on {host}, port {port}: {error.strerror or error}",
+            hint=f"CADOR_HOST and {variable} say where; is another process there?",
         ) from error
 
 
-def _url(settings: Settings, listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
+def _endpoint(settings: Settings, listener: socket.socket, tls: ssl.SSLContext | None) -> Endpoint:
+    return Endpoint(listener, tls, bounded_connections(settings.max_connections, share=1 / 2))
+
+
+def _url(endpoint: Endpoint) -> str:
+    host, port = endpoint.listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - a URL that can be opened
-    return f"{'https' if settings.use_ssl else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    return f"{'http' if endpoint.tls is None else 'https'}://{f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _now_ms() -> int:

@@ -106,6 +106,18 @@ class Settings(BaseModel):
     port: Annotated[int, BeforeValidator(_no_service_link), Field(ge=0, le=65_535)] = setting(
         "CADOR_PORT", 9090, "port to listen on; 0 takes a free one and logs it"
     )
+    metrics_port: Annotated[int, BeforeValidator(_no_service_link), Field(ge=0, le=65_535)] | None = setting(
+        "CADOR_METRICS_PORT",
+        None,
+        "port of its own for `/metrics`, and for `/livez` and `/readyz` besides: plain HTTP, without token or client "
+        "certificate; 0 takes a free one and logs it; unset: all three are on CADOR_PORT",
+    )
+    max_connections: Count = setting(
+        "CADOR_MAX_CONNECTIONS",
+        1000,
+        "connections to CADOR_PORT at once, and never more than half of the files that the process may open; "
+        "further ones are closed",
+    )
     processing_server: HttpUrl = setting(
         "PROCESSING_SERVER", "http://127.0.0.1:8080", "the algorithm; `/api/v1` is added when the path is empty"
     )
@@ -472,10 +484,17 @@ def _read_env_file(path: Path | None) -> dict[str, str]:
 def _contradictions(settings: Settings) -> list[str]:
     """What is wrong between settings, or between a setting and this machine."""
     return [
+        *_port_contradictions(settings),
         *_tls_contradictions(settings),
         *_folder_contradictions(settings),
         *(_topic_contradictions(settings) if settings.has_kafka else _idle_kafka(settings)),
     ]
+
+
+def _port_contradictions(settings: Settings) -> list[str]:
+    if settings.metrics_port and settings.metrics_port == settings.port:
+        return ["CADOR_METRICS_PORT: must not be CADOR_PORT; unset, `/metrics` is there anyway"]
+    return []
 
 
 def _tls_contradictions(settings: Settings) -> list[str]:

@@ -29,6 +29,7 @@ from cador_trio.job import BodyReader
 log = structlog.get_logger(__name__)
 
 IN_MEMORY_BYTES = 64 * 1024  # a body up to this never touches the disk
+REMOVE_SECONDS = 10.0  # for the folder, at the end of the process; what is left is swept by the next one
 WRITE_BYTES = 1024 * 1024  # what is gathered before a worker thread writes it: a hop costs 0.1 ms
 _FOLDER_PREFIX = "cador-trio-spool-"
 _LOCK = "lock"
@@ -251,7 +252,7 @@ async def open_spool(parent: Path | None, budget: int) -> AsyncIterator[Spool]:
             yield spool
             remover_nursery.cancel_scope.cancel("the spool closes")
     finally:
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + REMOVE_SECONDS):
             await trio.to_thread.run_sync(_release_folder, folder, lock)
 
 

@@ -154,6 +154,7 @@ async def test_check_shows_the_settings_and_finds_all_well(tmp_path: Path) -> No
                 "check",
                 PROCESSING_SERVER=fake.url,
                 CADOR_PORT="0",
+                CADOR_METRICS_PORT="0",
                 CADOR_HOST="127.0.0.1",
                 CADOR_POSIX_ROOTS=str(tmp_path),
                 CADOR_API_TOKEN="hunter2",
@@ -172,6 +173,7 @@ async def test_check_shows_the_settings_and_finds_all_well(tmp_path: Path) -> No
         "unknown: CADOR_PROT is no setting of cador-trio, is it misspelt?",
         f"ok: POSIX storage: {tmp_path}: writable",
         "ok: listener: 127.0.0.1, port 0: free",
+        "ok: listener of probes and metrics: 127.0.0.1, port 0: free",
     ):
         assert line in lines
     assert any(line.startswith("ok: algorithm: ") for line in lines)
@@ -185,13 +187,18 @@ def test_check_finds_what_does_not_work(tmp_path: Path, taken_port: int) -> None
         "check",
         PROCESSING_SERVER=f"http://127.0.0.1:{closed_port()}",
         CADOR_HOST="127.0.0.1",
-        CADOR_PORT=str(taken_port),
+        CADOR_PORT="0",
+        CADOR_METRICS_PORT=str(taken_port),
         CADOR_POSIX_ROOTS=str(missing),
     )
     assert (done.returncode, done.stderr) == (3, "")
     failed = [line for line in done.stdout.splitlines() if line.startswith("FAILED: ")]
-    assert [line.split(": ")[1] for line in failed] == ["algorithm", "POSIX storage", "listener"]
-    assert f"CADOR_PORT={taken_port}" in done.stdout.splitlines()
+    assert [line.split(": ")[1] for line in failed] == [
+        "algorithm",
+        "POSIX storage",
+        "listener of probes and metrics",
+    ]
+    assert f"CADOR_METRICS_PORT={taken_port}" in done.stdout.splitlines()
     assert "Traceback" not in done.stdout
 
 

@@ -30,6 +30,8 @@ ROOT: Final = Path(__file__).parents[1]
 DEFAULTS: Final[dict[str, Any]] = {
     "CADOR_HOST": "0.0.0.0",
     "CADOR_PORT": 9090,
+    "CADOR_METRICS_PORT": None,
+    "CADOR_MAX_CONNECTIONS": 1000,
     "PROCESSING_SERVER": "http://127.0.0.1:8080",
     "CADOR_PUBLIC_URL": None,
     "CADOR_USE_SSL": False,
@@ -321,6 +323,15 @@ def test_tls_settings_hang_together(tmp_path: Path, given: list[str], finding: s
     file = tmp_path / "file.pem"
     file.touch()
     assert findings_of(**dict.fromkeys(given, str(file))) == [finding]
+
+
+def test_metrics_have_a_port_of_their_own_or_none() -> None:
+    """The same port twice is a mistake; two free ones are not."""
+    (finding,) = findings_of(CADOR_PORT="9000", CADOR_METRICS_PORT="9000")
+    assert finding.startswith("CADOR_METRICS_PORT: must not be CADOR_PORT")
+    (finding,) = findings_of(CADOR_METRICS_PORT="tcp://10.0.0.1:9091")
+    assert "service link" in finding
+    assert load(CADOR_PORT="0", CADOR_METRICS_PORT="0").metrics_port == 0
 
 
 def test_tls_needs_a_certificate_or_the_word_for_none(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from cador_trio.errors import AlgorithmBroken, AlgorithmDied, AlgorithmUnreachab
 
 CONNECT_SECONDS: Final = 5.0  # a container in the same pod answers at once or not at all
 CLOSE_SECONDS: Final = 1.0  # for saying goodbye on a TLS connection that is given up
+CLOSE_ALL_SECONDS: Final = 2.0  # the same for all connections of a process that ends
 KEEP_ALIVE_SECONDS: Final = 4.0  # PESTO (uvicorn) closes an idle connection after 5.0 s
 # No read or write limit here: how long the algorithm may take is its job's deadline.
 _EXTENSIONS: Final = {"timeout": {"connect": CONNECT_SECONDS, "read": None, "write": None, "pool": CONNECT_SECONDS}}

@@ -1,12 +1,13 @@
 """librdkafka's clients as we make them: with their words in our log, which lets through each kind once in a while.
 
-A client that has lost its broker complains twenty times a second and mends itself; nothing here acts on that.
+A client that has lost its broker complains twenty times a second and mends itself: that is counted, and makes us look.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 from confluent_kafka import Consumer, KafkaError, Producer
 
@@ -22,18 +23,20 @@ def is_fatal(error: KafkaError) -> bool:
     return bool(error.fatal() or error.code() == KafkaError._FATAL)  # noqa: SLF001
 
 
-def make_consumer(properties: Properties) -> Consumer:
-    """A Consumer; for the thread that calls this."""
-    return Consumer(_complete(properties), logger=_logger)
+def make_consumer(properties: Properties, on_outage: Callable[[], None]) -> Consumer:
+    """A Consumer; for the thread that calls this, which will call `on_outage` when no broker is there any more."""
+
+    def note(error: KafkaError) -> None:
+        _note(error)
+        if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - so are its own errors called
+            on_outage()
+
+    return Consumer({**properties, "error_cb": note}, logger=_logger)
 
 
 def make_producer(properties: Properties) -> Producer:
     """A Producer."""
-    return Producer(_complete(properties), logger=_logger)
-
-
-def _complete(properties: Properties) -> dict[str, Any]:
-    return {**properties, "error_cb": _note}
+    return Producer({**properties, "error_cb": _note}, logger=_logger)
 
 
 def _note(error: KafkaError) -> None:

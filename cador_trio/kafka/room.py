@@ -59,6 +59,8 @@ from cador_trio.settings import Settings
 log = structlog.get_logger(__name__)
 
 LOOK_SECONDS: Final = 5.0  # one look at the brokers, and the pause between two
+DOUBT_SECONDS: Final = 2.0  # one look at brokers that the consumer has lost
+AGAIN_SECONDS: Final = 1.0  # between two looks while something is wrong
 WELL_SECONDS: Final = 1.0  # between two looks at the polling thread
 LAST_COMMITS_SECONDS: Final = 10.0  # for outcomes past the point of no return, once the jobs' grace is over
 
@@ -83,8 +85,10 @@ class KafkaRoom:
         self._places = places(settings)
         self._topics = {place.role: place.topic for place in self._places if place.role is not None}
         self._polling = PollingThread(
-            partial(make_consumer, consumer_properties(settings)), settings.job_request_topic or ""
+            partial(make_consumer, consumer_properties(settings), self._outage), settings.job_request_topic or ""
         )
+        self._token: trio.lowlevel.TrioToken
+        self._doubt = trio.Event()
         self._claims = Claims()
         self._committer = Committer(self._polling, self._claims, frozenset(self._topics))
         self._lag = Lag(settings.job_request_topic or "", self._claims, Watermarks(settings).read)
@@ -120,6 +124,7 @@ class KafkaRoom:
             SettingsError: the delivery that is asked for can't be held.
             InstanceFenced: another instance uses our id.
         """
+        self._token = trio.lowlevel.current_trio_token()
         await self._meet_brokers()
         self._batch_bytes = await trio.to_thread.run_sync(self._largest_batch, abandon_on_cancel=True)
         async with trio.open_nursery() as services:
@@ -257,21 +262,31 @@ class KafkaRoom:
             if not has_complained and trio.current_time() - waited_from >= self._settings.kafka_timeout_seconds:
                 has_complained = True
                 log.warning("Kafka has not answered yet; waiting", reason=self._trouble)
-            await trio.sleep(1)
+            await trio.sleep(AGAIN_SECONDS)
+
+    def _outage(self) -> None:
+        """Called by the polling thread: the consumer has lost all brokers, so do not wait for the next look."""
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(self._suspect)
+
+    def _suspect(self) -> None:
+        self._doubt.set()
 
     async def _watch_brokers(self) -> None:
         """What `/readyz` says of Kafka; the clients mend themselves."""
         while True:
-            await trio.sleep(LOOK_SECONDS)
+            with trio.move_on_after(LOOK_SECONDS if self._trouble is None else AGAIN_SECONDS):
+                await self._doubt.wait()
+            has_doubt, self._doubt = self._doubt.is_set(), trio.Event()
             before = self._trouble
-            await self._look()
+            await self._look(DOUBT_SECONDS if has_doubt else LOOK_SECONDS)
             if self._trouble != before:
                 log.warning("Kafka has changed its mind", now=self._trouble or "all is well", before=before)
 
-    async def _look(self) -> None:
+    async def _look(self, seconds: float = LOOK_SECONDS) -> None:
         try:
             found = await trio.to_thread.run_sync(
-                partial(survey, self._settings, seconds=LOOK_SECONDS), abandon_on_cancel=True
+                partial(survey, self._settings, seconds=seconds), abandon_on_cancel=True
             )
         except KafkaUnavailable as error:
             self._trouble = error.message

@@ -14,16 +14,19 @@ import pytest
 import yaml  # type: ignore[import-untyped]  # it publishes no types
 
 from cador_trio.algorithm.client import LAST_WORDS_SECONDS
-from cador_trio.intake.http.probes import probe_routes
+from cador_trio.algorithm.transport import CLOSE_ALL_SECONDS
+from cador_trio.intake.http.app import create_operators_app
 from cador_trio.intake.http.server import CUT_SECONDS, LAST_ANSWERS_SECONDS
 from cador_trio.kafka.cluster import verify_properties
 from cador_trio.kafka.consumer import CLOSE_SECONDS
 from cador_trio.kafka.room import LAST_COMMITS_SECONDS
 from cador_trio.kafka.statuses import LAST_SECONDS
 from cador_trio.observe.health import STUCK_SECONDS, Health
+from cador_trio.observe.metrics import registry_of
 from cador_trio.observe.traces import SHUTDOWN_SECONDS
 from cador_trio.run_job import SETTLE_SECONDS
 from cador_trio.settings import Settings, load_settings, unknown_variables
+from cador_trio.spool import REMOVE_SECONDS
 from cador_trio.storage.setup import open_store
 
 ROOT: Final = Path(__file__).parents[2]
@@ -31,9 +34,6 @@ CONTAINERS: Final = ROOT / "containers"
 KUBERNETES: Final = CONTAINERS / "kubernetes"
 WORKLOADS: Final = ("deployment.yaml", "statefulset.yaml")
 
-# What has no name in the code: the last deletes of the spool, and closing the connections to the algorithm.
-SPOOL_SECONDS: Final = 10
-CONNECTIONS_SECONDS: Final = 2
 AFTER_GRACE_SECONDS: Final = (
     LAST_COMMITS_SECONDS
     + SETTLE_SECONDS
@@ -42,8 +42,10 @@ AFTER_GRACE_SECONDS: Final = (
     + LAST_ANSWERS_SECONDS
     + CUT_SECONDS
     + LAST_SECONDS
-    + SPOOL_SECONDS
-    + CONNECTIONS_SECONDS
+    + REMOVE_SECONDS
+    + CLOSE_ALL_SECONDS
+    + LAST_ANSWERS_SECONDS  # on the port of probes and metrics
+    + CUT_SECONDS
     + SHUTDOWN_SECONDS
 )
 
@@ -198,13 +200,16 @@ def test_the_two_pods_are_one() -> None:
 def test_ports_meet(pod: Document, tmp_path: Path) -> None:
     """The daemon listens where probes, Services and the policy look for it, and looks for the algorithm where it is."""
     settings = settings_of(pod, tmp_path)
-    assert daemon_of(pod)["ports"] == [{"name": "http", "containerPort": settings.port}]
+    ports = {port["name"]: port["containerPort"] for port in daemon_of(pod)["ports"]}
+    assert ports == {"http": settings.port, "metrics": settings.metrics_port}
     (algorithm,) = algorithm_of(pod)["ports"]
     assert settings.processing_server == f"http://127.0.0.1:{algorithm['containerPort']}"
     services = [one for one in everything() if one["kind"] == "Service"]
-    assert all(port["targetPort"] == "http" for service in services for port in service["spec"]["ports"])
-    (ingress,) = named("NetworkPolicy", "cador-trio")["spec"]["ingress"]
-    assert ingress["ports"] == [{"protocol": "TCP", "port": settings.port}]
+    assert all(port["targetPort"] == port["name"] for service in services for port in service["spec"]["ports"])
+    assert {port["name"] for service in services for port in service["spec"]["ports"]} == ports.keys()
+    for_callers, for_prometheus = named("NetworkPolicy", "cador-trio")["spec"]["ingress"]
+    assert for_callers["ports"] == [{"protocol": "TCP", "port": settings.port}]
+    assert for_prometheus["ports"] == [{"protocol": "TCP", "port": settings.metrics_port}]
 
 
 def test_policy_lets_the_configured_neighbours_through() -> None:
@@ -236,20 +241,14 @@ def test_labels_meet() -> None:
 
 
 def test_probes_ask_what_is_served(pod: Document) -> None:
-    """Startup and liveness ask /livez, readiness /readyz, both of which the daemon serves at its root."""
+    """Startup and liveness ask /livez, readiness /readyz, of the port that serves those without token and TLS."""
     daemon = daemon_of(pod)
     paths = [daemon[f"{probe}Probe"]["httpGet"]["path"] for probe in ("startup", "liveness", "readiness")]
     assert paths == ["/livez", "/livez", "/readyz"]
-    assert set(paths) == _served_probes()
-    assert {daemon[f"{probe}Probe"]["httpGet"]["port"] for probe in ("startup", "liveness", "readiness")} == {"http"}
-
-
-def _served_probes() -> set[str]:
-    from quart import Quart  # noqa: PLC0415 - here alone
-
-    app = Quart("probes", static_folder=None)
-    app.register_blueprint(probe_routes(Health(lambda: 0.0), lambda: None))
-    return {rule.rule for rule in app.url_map.iter_rules()}
+    served = create_operators_app(Health(lambda: 0.0), lambda: None, registry_of()).url_map
+    assert {*paths, "/metrics"} == {rule.rule for rule in served.iter_rules()}
+    asked = [daemon[f"{probe}Probe"]["httpGet"] for probe in ("startup", "liveness", "readiness")]
+    assert all(one.keys() == {"path", "port"} and one["port"] == "metrics" for one in asked)
 
 
 def test_liveness_is_patient(pod: Document) -> None:
@@ -285,7 +284,8 @@ def test_page_has_the_true_numbers() -> None:
         CLOSE_SECONDS,
         LAST_ANSWERS_SECONDS + CUT_SECONDS,
         LAST_SECONDS,
-        CONNECTIONS_SECONDS + SPOOL_SECONDS,
+        CLOSE_ALL_SECONDS + REMOVE_SECONDS,
+        LAST_ANSWERS_SECONDS + CUT_SECONDS,
         SHUTDOWN_SECONDS,
         AFTER_GRACE_SECONDS,
     ]

@@ -4,14 +4,37 @@ from __future__ import annotations
 
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import trio
 
-from tests.daemon.process import IMAGE, client_of, open_daemon, running_daemon, wait_answer
+from tests.daemon.process import CAP_SECONDS, IMAGE, client_of, open_daemon, running_daemon, wait_answer
 from tests.peers.fake_algorithm import Answer, AnswerImage, Hold, open_fake_algorithm
 
+SLOW_ENDS = """
+import os, time
+from pathlib import Path
+from cador_trio import cli, spool
+claim, release, folder = spool._claim_folder, spool._release_folder, Path(os.environ["CADOR_SPOOL_DIR"])
+
+def wait_for(name):
+    while not (folder / name).exists():
+        time.sleep(0.01)
+
+def slow_claim(parent):
+    wait_for("begin")
+    return claim(parent)
+
+def slow_release(*arguments):
+    wait_for("end")
+    release(*arguments)
+
+spool._claim_folder, spool._release_folder = slow_claim, slow_release
+cli.main(["serve"])
+"""
 LARGE = 1_000_000  # bytes: a result of this size is a file in the spool
 
 
@@ -92,15 +115,16 @@ async def test_two_daemons_share_a_spool_folder(tmp_path: Path) -> None:
         assert kept.exists()
 
 
-async def test_a_taken_port_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+@pytest.mark.parametrize("variable", ["CADOR_PORT", "CADOR_METRICS_PORT"])
+async def test_a_taken_port_is_one_line_and_exit_code_1(tmp_path: Path, variable: str) -> None:
     """A port that somebody listens on, or is about to, stops the start with one line that says which."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        async with open_daemon(tmp_path, "http://127.0.0.1:1", CADOR_PORT=port) as daemon:
+        async with open_daemon(tmp_path, "http://127.0.0.1:1", **{variable: port}) as daemon:
             assert await daemon.wait_exit() == 1
         (line,) = daemon.output
         assert port in line
-        assert "CADOR_PORT" in line
+        assert variable in line
 
 
 async def test_wrong_settings_are_a_line_each_and_exit_code_2(tmp_path: Path) -> None:
@@ -159,3 +183,34 @@ async def test_a_job_that_outlives_the_grace_is_cancelled(tmp_path: Path) -> Non
     assert answer.status_code == 503
     assert "the daemon is stopping" in answer.json()["message"]
     assert "Retry-After" in answer.headers
+
+
+async def wait_refusal(client: httpx.AsyncClient) -> None:
+    """Until nobody listens any more."""
+    with trio.fail_after(CAP_SECONDS), suppress(httpx.TransportError):
+        while True:
+            await client.get("/livez")
+
+
+async def test_probes_on_their_own_port_come_first_and_go_last(tmp_path: Path) -> None:
+    """They answer before the daemon serves, and still when its port is closed, until there is nothing left to do."""
+    async with (
+        open_fake_algorithm() as fake,
+        open_daemon(tmp_path, fake.url, command=["-c", SLOW_ENDS], CADOR_METRICS_PORT="0") as daemon,
+    ):
+        url = (await daemon.wait_event("serving probes and metrics"))["url"]
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=CAP_SECONDS) as probes:
+            starting = await probes.get("/readyz")
+            assert (starting.status_code, starting.json()["reasons"]) == (503, ["the daemon is starting"])
+            assert (await probes.get("/livez")).status_code == 200
+            (daemon.spool / "begin").touch()
+            daemon.url = (await daemon.wait_event("serving"))["url"]
+            await wait_answer(probes, "/readyz", 200)
+            async with client_of(daemon) as client:
+                assert (await client.get("/livez")).status_code == 200
+                daemon.process.send_signal(signal.SIGTERM)
+                await wait_refusal(client)
+            assert (await probes.get("/livez")).status_code == 200
+            assert (await probes.get("/readyz")).json()["reasons"] == ["the daemon is stopping"]
+            (daemon.spool / "end").touch()
+        assert await daemon.wait_exit() == 0

@@ -76,7 +76,7 @@ async def test_a_service_that_fails_ends_the_daemon_after_the_jobs_grace(tmp_pat
 
 
 async def test_a_hanging_event_loop_shows_where(tmp_path: Path) -> None:
-    """The watchdog writes every thread's stack while the loop hangs; afterwards the daemon goes on."""
+    """The watchdog writes every thread's stack while the loop hangs; no probe is answered; then the daemon goes on."""
     async with (
         open_fake_algorithm() as fake,
         running_daemon(tmp_path, fake.url, command=["-c", HANGING_LOOP]) as daemon,
@@ -84,6 +84,9 @@ async def test_a_hanging_event_loop_shows_where(tmp_path: Path) -> None:
     ):
         daemon.process.send_signal(signal.SIGUSR1)
         await daemon.wait_output("a_step_that_hangs")
+        with trio.move_on_after(0.2) as patience:  # of a kubelet, for whom that is a failure
+            await client.get("/livez")
+        assert patience.cancelled_caught
         (daemon.spool / "go-on").touch()
         assert (await client.get("/livez")).status_code == 200
         assert await daemon.stop() == 0

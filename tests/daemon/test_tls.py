@@ -15,6 +15,7 @@ from trio.testing import MockClock, memory_stream_pair
 from cador_trio.intake.http.server import Certificate, renew_certificate, server_tls
 from cador_trio.self_signed import use_self_signed
 from tests.daemon.certificates import Authority
+from tests.daemon.clients import connect
 from tests.daemon.process import CAP_SECONDS, IMAGE, client_of, open_daemon, running_daemon
 from tests.peers.fake_algorithm import open_fake_algorithm
 
@@ -71,6 +72,29 @@ async def test_a_client_ca_lets_only_its_own_clients_in(tmp_path: Path, authorit
             async with client_of(daemon, context) as client:
                 with pytest.raises((httpx.NetworkError, httpx.RemoteProtocolError)):
                     await client.get("/livez")
+
+
+async def test_probes_on_their_own_port_need_no_certificate(tmp_path: Path, authority: Authority) -> None:
+    """Under mutual TLS and a token: plain HTTP for the kubelet there, an alert for whoever has nothing to show here."""
+    clients = Authority.in_folder(tmp_path / "clients")
+    settings = authority.settings() | {
+        "CADOR_SSL_CLIENT_CA": str(clients.ca_file),
+        "CADOR_API_TOKEN": "hush",
+        "CADOR_METRICS_PORT": "0",
+    }
+    async with open_fake_algorithm() as fake, running_daemon(tmp_path, fake.url, **settings) as daemon:
+        url = (await daemon.wait_event("serving probes and metrics"))["url"]
+        assert url.startswith("http://127.0.0.1:")
+        async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=CAP_SECONDS) as kubelet:
+            for path in ("/livez", "/readyz", "/metrics"):
+                assert (await kubelet.get(path)).status_code == 200
+            for path in ("/", "/jobs", "/api/v1/jobs", "/api/v1/metrics", "/describe", "/health", "/swagger"):
+                assert (await kubelet.get(path)).status_code == 404
+            assert (await kubelet.post("/jobs", json=IMAGE)).status_code == 404
+        async with await connect(daemon, authority.client_context()) as stranger:
+            with pytest.raises(trio.BrokenResourceError) as broken:
+                await stranger.receive_some(1)
+        assert "ALERT_CERTIFICATE_REQUIRED" in str(broken.value.__cause__)
 
 
 async def test_a_certificate_for_trials(tmp_path: Path) -> None:

@@ -136,6 +136,12 @@ def test_tokens_leave_no_trace() -> None:
     assert openapi_document(Settings()) == before
 
 
+def test_metrics_are_where_they_are_served() -> None:
+    """With a port of their own they are not part of the API."""
+    assert "/metrics" in openapi_document(Settings())["paths"]
+    assert "/metrics" not in openapi_document(Settings.model_validate({"metrics_port": 9_091}))["paths"]
+
+
 def test_nothing_but_what_3_0_knows_too() -> None:
     """The bundled Swagger UI reads 3.0: no list of types, no `const`, no `examples` of a schema, no null type."""
     text = str(openapi_document(Settings()))

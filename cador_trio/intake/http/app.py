@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections.abc import Callable
 from typing import Final
 
 import structlog
@@ -22,7 +23,8 @@ from cador_trio.intake.http.negotiation import correlation_id
 from cador_trio.intake.http.probes import probe_routes
 from cador_trio.intake.http.respond import error_body, error_response, json_response, without_body
 from cador_trio.intake.http.swagger import swagger_routes
-from cador_trio.observe.metrics import count_request
+from cador_trio.observe.health import Health
+from cador_trio.observe.metrics import Registry, count_request
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +33,9 @@ OPEN_PATHS: Final = frozenset(
     {"/livez", "/readyz", "/metrics", "/health", "/api/v1/health", "/openapi/spec.json", "/swagger"}
 )
 OPEN_FOLDERS: Final = ("/swagger/", SCHEMAS)  # the same for every daemon; the AsyncAPI document has topics in it
+
+
+OPERATORS_BODY_BYTES: Final = 1024  # nothing there takes one
 
 
 class App(QuartTrio):
@@ -43,23 +48,38 @@ class App(QuartTrio):
 
 def create_app(door: Door) -> App:
     """The ASGI application of the HTTP door."""
+    app = _bare_app(int(door.settings.max_body_bytes), door.settings.api_token)
+    app.register_blueprint(geoprocess_routes(door, "v1"), url_prefix="/api/v1")
+    app.register_blueprint(algorithm_metrics(door, "v1_metrics"), url_prefix="/api/v1")
+    app.register_blueprint(geoprocess_routes(door, "root"))
+    app.register_blueprint(probe_routes(door.health, door.messages.delivery))
+    if door.settings.metrics_port is None:
+        app.register_blueprint(metrics_routes(door.metrics))
+    app.register_blueprint(swagger_routes(door.settings))
+    app.register_blueprint(asyncapi_routes(door.messages.documents))
+    return app
+
+
+def create_operators_app(health: Health, delivery: Callable[[], str | None], metrics: Registry) -> App:
+    """What `CADOR_METRICS_PORT` serves: what the kubelet and Prometheus ask for, who have no token to show."""
+    app = _bare_app(OPERATORS_BODY_BYTES, token=None)
+    app.register_blueprint(probe_routes(health, delivery))
+    app.register_blueprint(metrics_routes(metrics))
+    return app
+
+
+def _bare_app(max_body_bytes: int, token: SecretStr | None) -> App:
+    """What every request goes through, and no routes."""
     app = App(__name__, static_folder=None)
     app.config.update(
-        MAX_CONTENT_LENGTH=int(door.settings.max_body_bytes),
+        MAX_CONTENT_LENGTH=max_body_bytes,
         # Ours are in `read_body` and in the kernel (`server.py`); quart's would cut results short.
         BODY_TIMEOUT=None,
         RESPONSE_TIMEOUT=None,
     )
     app.url_map.strict_slashes = False
     app.url_map.merge_slashes = False  # it answers with redirects
-    app.register_blueprint(geoprocess_routes(door, "v1"), url_prefix="/api/v1")
-    app.register_blueprint(algorithm_metrics(door, "v1_metrics"), url_prefix="/api/v1")
-    app.register_blueprint(geoprocess_routes(door, "root"))
-    app.register_blueprint(probe_routes(door.health, door.messages.delivery))
-    app.register_blueprint(metrics_routes(door.metrics))
-    app.register_blueprint(swagger_routes(door.settings))
-    app.register_blueprint(asyncapi_routes(door.messages.documents))
-    _add_checks(app, door.settings.api_token)
+    _add_checks(app, token)
     _add_error_handlers(app)
     return app
 

@@ -5,6 +5,7 @@ Corrections of quart-trio and hypercorn, and nothing else:
 - a body that no handler reads is not gathered;
 - what an answer holds open is closed, even if its reader leaves before the first byte;
 - an answer that is given before the request's body is in leaves the connection either usable or closed;
+- a request target that is no path (`*`, `host:port`, nothing at all) leads nowhere, and to no traceback;
 - WebSockets are refused.
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any, Final, cast
+from urllib.parse import urlsplit
 
 import structlog
 import trio
@@ -45,6 +47,10 @@ class Request(TrioRequest):
 class Connection(TrioASGIHTTPConnection):
     """One exchange. A reader that leaves cancels it, at any await up to the last piece of the answer."""
 
+    def _create_request_from_scope(self, send: ASGISendCallable) -> QuartRequest:
+        self.scope["path"] = _path(self.scope["path"])
+        return super()._create_request_from_scope(send)
+
     async def handle_request(  # type: ignore[override]  # quart-trio's own, too, differs from quart's
         self, nursery: trio.Nursery, request: QuartRequest, send: ASGISendCallable
     ) -> None:
@@ -71,6 +77,15 @@ class Connection(TrioASGIHTTPConnection):
             if isinstance(stream, Stream):
                 stream.close()
         nursery.cancel_scope.cancel("the request is answered")
+
+
+def _path(target: str) -> str:
+    """The path of a request target; one that has none becomes a path where nothing is."""
+    if target.startswith("/"):
+        return target
+    with suppress(ValueError):  # what only looks like a URL
+        target = urlsplit(target).path
+    return f"/{target.lstrip('/')}"
 
 
 class NoWebSocket(TrioASGIWebsocketConnection):

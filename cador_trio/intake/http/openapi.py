@@ -105,6 +105,8 @@ def openapi_document(settings: Settings) -> JsonObject:
         **_results(),
         **_service(),
     }
+    if settings.metrics_port is not None:  # they are served there
+        del paths["/metrics"]
     parts: JsonObject = {
         "schemas": SCHEMAS,
         "headers": HEADERS,

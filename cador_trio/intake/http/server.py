@@ -1,18 +1,20 @@
 """The listener: sockets, TLS and hypercorn, made so that a client that stops reading can't hold the daemon for ever.
 
 The only importer of hypercorn. It sends under a shield without a deadline, so the sockets are ours: the kernel drops a
-peer that acknowledges nothing for a minute, and at the end of a shutdown whatever is still open is cut.
+peer that acknowledges nothing for a minute, and at the end of a shutdown whatever is still open is cut. Nor does it
+bound how many connections there are: that is done here, too.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 import ssl
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +24,9 @@ import trio
 from h11 import Request as RequestHead
 from hypercorn.config import Config
 from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio import run as hypercorn_run
 from hypercorn.trio import serve
+from hypercorn.trio.tcp_server import TCPServer
 from quart_trio import QuartTrio
 
 log = structlog.get_logger(__name__)
@@ -32,6 +36,8 @@ IDLE_SECONDS: Final = 30.0  # a connection without a (whole) request head
 DEAD_PEER_MILLISECONDS: Final = 60_000  # TCP_USER_TIMEOUT: sent bytes that nobody acknowledges
 LAST_ANSWERS_SECONDS: Final = 3.0  # after the last job has ended: time to send what was made
 CUT_SECONDS: Final = 1.0  # between cuts of connections that outlive that
+HEAD_BYTES: Final = 16 * 1024  # of a request; up to one read (64 KiB) more may pass, if it is there all at once
+FULL_SECONDS: Final = 30.0  # between two complaints that there are too many connections
 CERTIFICATE_CHECK_SECONDS: Final = 10.0
 
 # What `getsockname` gives: host and port, and two numbers more for IPv6.
@@ -113,18 +119,32 @@ def open_listener(host: str, port: int) -> socket.socket:
     return listener
 
 
+@dataclass(frozen=True)
+class Endpoint:
+    """Where an application is served: the socket, TLS or not, and how many connections it has at once."""
+
+    listener: socket.socket
+    tls: ssl.SSLContext | None
+    connections: int
+
+
+def bounded_connections(wanted: int, *, share: float) -> int:
+    """So many, or this share of the files that the process may open: jobs, stores and Kafka need descriptors, too."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, int(files * share)))
+
+
 async def serve_http(  # noqa: ASYNC128 - hypercorn calls started()
     app: QuartTrio,
-    listener: socket.socket,
-    tls: ssl.SSLContext | None,
+    endpoint: Endpoint,
     shutdown: trio.Event,
     *,
     task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve until `shutdown` is set; then let the last answers out, and cut what does not end by itself."""
-    address = listener.getsockname()
-    config = _Config(tls)
-    config.bind = [f"fd://{listener.detach()}"]
+    address = endpoint.listener.getsockname()
+    config = _Config(endpoint)
+    config.bind = [f"fd://{endpoint.listener.detach()}"]
     async with trio.open_nursery() as cutter_nursery:
         cutter_nursery.start_soon(_cut_stragglers, shutdown, address)
         await serve(app, config, shutdown_trigger=shutdown.wait, mode="asgi", task_status=task_status)
@@ -145,10 +165,12 @@ H11Protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign, a
 class _Config(Config):
     """hypercorn's settings, with a TLS context that stays ours, so that its certificate can be renewed."""
 
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, endpoint: Endpoint) -> None:
         super().__init__()
-        self._tls = tls
+        self._tls = endpoint.tls
+        self.places = _Places(endpoint.connections)
         self.keep_alive_timeout = IDLE_SECONDS
+        self.h11_max_incomplete_size = HEAD_BYTES
         self.graceful_timeout = LAST_ANSWERS_SECONDS
         self.include_server_header = False
         self.backlog = BACKLOG
@@ -164,19 +186,87 @@ class _Config(Config):
         return self._tls
 
 
+class _Places:
+    """How many connections there are, and may be."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._taken = 0
+        self._complained_at = -FULL_SECONDS
+
+    @contextmanager
+    def place(self) -> Iterator[bool]:
+        """Whether there is a place for one more; it is free again after the block."""
+        if self._taken >= self._limit:
+            self._complain(trio.current_time())
+            yield False
+            return
+        self._taken += 1
+        try:
+            yield True
+        finally:
+            self._taken -= 1
+
+    def _complain(self, now: float) -> None:
+        if now - self._complained_at >= FULL_SECONDS:
+            self._complained_at = now
+            log.warning("new connections are closed: there are too many", connections=self._limit)
+
+
+class _Server(TCPServer):
+    """One connection: closed at once if there is no place for it, and when its client has closed it."""
+
+    config: _Config
+    has_client = True
+
+    async def run(self) -> None:
+        with self.config.places.place() as is_there:
+            if is_there and await self._shake_hands():
+                await super().run()
+
+    async def _shake_hands(self) -> bool:
+        """Whether TLS, if any, is agreed upon. If not, the client is told why, which trio would keep to itself."""
+        stream: object = self.stream
+        if not isinstance(stream, trio.SSLStream):
+            return True
+        with trio.move_on_after(IDLE_SECONDS), suppress(trio.BrokenResourceError):
+            try:
+                await stream.do_handshake()
+            except trio.BrokenResourceError:
+                await stream.transport_stream.send_all(stream._outgoing.read())  # noqa: SLF001 - the alert
+            else:
+                return True
+        return False
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        self.has_client = False
+        await self.idle_task.stop()
+
+    async def _idle_timeout(self) -> None:
+        # hypercorn would wait for a next request, with the connection half open, though nobody is there to send one.
+        if self.has_client:
+            await super()._idle_timeout()
+
+
+hypercorn_run.TCPServer = _Server  # type: ignore[attr-defined]  # a name that it imports
+
+
 async def _cut_stragglers(shutdown: trio.Event, address: Address) -> None:
     """Once the time for last answers is over, shut down every connection of this listener, until cancelled."""
     await shutdown.wait()
     await trio.sleep(LAST_ANSWERS_SECONDS + CUT_SECONDS)
     while True:
-        cut = cut_connections(address)
-        if cut:
-            log.warning("connections that did not end were cut", connections=cut)
+        try:
+            if cut := cut_connections(address):
+                log.warning("connections that did not end were cut", connections=cut)
+        except OSError as error:  # no descriptor left to look at the others with
+            log.warning("connections that do not end can't be cut yet", reason=error.strerror)
         await trio.sleep(CUT_SECONDS)
 
 
 def cut_connections(address: Address) -> int:
-    """Shut down the TCP connections that were accepted at this address; how many there were.
+    """Shut down the TCP connections that were accepted at this address; how many there were. Raises OSError.
 
     hypercorn keeps its sockets to itself, so the process looks at its own descriptors. Connections that it opened
     itself have other local ports, since the kernel gives out none that somebody is bound to.
