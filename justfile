@@ -18,7 +18,7 @@ install:
 check: install
     .venv/bin/ruff format --check .
     .venv/bin/ruff check .
-    .venv/bin/flake8 cador_trio tests containers benchmarks
+    .venv/bin/flake8 cador_trio tests containers benchmarks supply_chain
     .venv/bin/mypy
 
 # Put the formatting right
@@ -54,10 +54,19 @@ bench-storage *arguments: install
     {{ uv }} pip install --quiet --python {{ python }} --require-hashes -r requirements-bench.lock
     {{ python }} -m benchmarks.storage {{ arguments }}
 
-# The wheel and the source archive, in dist/
+# The wheel, the source archive and the list of parts (SBOM), in dist/
 build: install
     rm -rf dist
     {{ python }} -m build --no-isolation --outdir dist .
+    {{ python }} -m supply_chain.sbom dist
+
+# Known vulnerabilities of what the lock pins; says so if no advisories can be reached
+audit: install
+    {{ python }} -m supply_chain.audit
+
+# The images' steps and a pod of them without an engine, on Debian's own Python; needs root and debootstrap
+clean-root: install
+    CLEAN_ROOT=debian {{ python }} -m pytest tests/containers/test_clean_root.py
 
 # The daemon's image, by the container engine that is here
 image engine="docker": build

@@ -1,0 +1,1 @@
+"""What the list of parts and the audit of the dependencies say."""
