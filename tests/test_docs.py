@@ -215,7 +215,7 @@ def error_classes() -> dict[str, type[CadorError]]:
 
 
 def test_statuses_are_the_errors() -> None:
-    """docs/rest.md explains every HTTP status that an error of ours has, what the listener itself answers, and no other."""
+    """docs/rest.md explains every HTTP status of our errors and of the listener itself, and no other."""
     rows = re.findall(r"^\| (\d{3}[^|]*) \|", (ROOT / "docs" / "rest.md").read_text(encoding="utf-8"), re.MULTILINE)
     explained = {int(status) for row in rows for status in re.findall(r"\d{3}", row)}
     listener = {400, 431, 501}  # no exchange gets that far; tests/daemon/test_strangers.py has them
