@@ -14,6 +14,7 @@ import base64
 import hashlib
 import json
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -618,6 +619,9 @@ def main(words: Sequence[str] | None = None) -> int:
                 settings=settings,
             )
         )
+        if report.problems:
+            kafka.stop()
+            shutil.copytree(folder / "kafka" / "data", folder / "kafka" / "evidence")  # what is in the logs, for dumps
     tell(str(report))
     return 1 if report.problems else 0
 
