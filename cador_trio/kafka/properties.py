@@ -19,6 +19,7 @@ Properties = dict[str, str | int | float | bool]
 LARGEST_MESSAGE: Final = 1_000_000  # bytes; librdkafka's default of `message.max.bytes`
 ENVELOPE: Final = 64 * 1024  # bytes that an output message may hold besides its result: request, headers, framing
 MAX_POLL_INTERVAL: Final = 300_000  # ms; librdkafka's default
+RECONNECT: Final = 2_000  # ms; the longest pause between two tries to reach a broker; librdkafka has 10 s
 TRANSACTION_TIMEOUT: Final = 30_000  # ms; how long a killed instance holds back readers that wait for its transaction
 
 _ALL: Final = "CADOR_KAFKA_PROPERTIES"
@@ -237,7 +238,11 @@ def _producer_contradictions(settings: Settings) -> Iterator[str]:
 
 
 def _everyone(settings: Settings, brokers: str) -> Properties:
-    return {"bootstrap.servers": brokers, "client.id": f"cador-{settings.instance_id}"}
+    return {
+        "bootstrap.servers": brokers,
+        "client.id": f"cador-{settings.instance_id}",
+        "reconnect.backoff.max.ms": RECONNECT,
+    }
 
 
 def _producer(settings: Settings, brokers: str, ours: Properties) -> Properties:

@@ -229,6 +229,13 @@ class Instance:
         return sum(line["event"] == event for line in self.daemon.lines)
 
 
+async def wait_owning(instance: Instance) -> None:
+    """Wait until it has got a partition in this life; returns in any case after a while."""
+    with trio.move_on_after(TAKEN_OVER_SECONDS):  # noqa: ASYNC912 - it may be there already
+        while not instance.count("partition assigned"):  # noqa: ASYNC110 - a log grows
+            await trio.sleep(0.1)
+
+
 async def wait_taken_over(others: Sequence[Instance]) -> None:
     """Wait until one of these gets a partition that it did not have; returns in any case after a while."""
     before = [instance.count("partition assigned") for instance in others]
@@ -376,6 +383,7 @@ class Chaos:
         victim.go_on()
 
     async def freeze_past_session(self, victim: Instance, _seconds: float) -> None:
+        await wait_owning(victim)  # who owns nothing has no session that others wait for
         victim.freeze()
         await wait_taken_over([one for one in self._instances if one is not victim])
         victim.go_on()
