@@ -646,23 +646,27 @@ def descriptors() -> set[str]:
 
 
 async def wait_closed(before: set[str], url: str) -> None:
-    """Wait until no more is open than before, but for connections between others."""
+    """Wait until nothing of ours is open that was not before."""
     left = {"not looked yet"}
     with trio.move_on_after(CAP_SECONDS):  # noqa: ASYNC912 - nothing may be left
-        # In a while: Kafka's clients of other tests try a broker that is gone, and such a socket leads nowhere.
-        while left := {one for one in descriptors() - before if not leads_elsewhere(one, url)}:  # noqa: ASYNC110
+        while left := {one for one in descriptors() - before if is_ours(one, url)}:  # noqa: ASYNC110 - nobody tells
             await trio.sleep(0.01)
     assert left == set()
 
 
-def leads_elsewhere(descriptor: str, url: str) -> bool:
-    """Whether this is a connection between others: Kafka's clients of other tests renew theirs whenever they like."""
+def is_ours(descriptor: str, url: str) -> bool:
+    """Whether this is a file, or a connection with the server at this URL.
+
+    Kafka's clients of other tests live on, and make and drop connections and pipes whenever they like.
+    """
     try:
-        with socket.socket(fileno=os.dup(int(descriptor))) as connection:
-            ports = {connection.getsockname()[1], connection.getpeername()[1]}
-    except (OSError, IndexError):  # no socket, or not connected
+        target = os.readlink(f"/proc/self/fd/{descriptor}")
+        if not target.startswith("socket:"):
+            return target.startswith("/")
+        with socket.fromfd(int(descriptor), socket.AF_INET, socket.SOCK_STREAM) as connection:
+            return urlsplit(url).port in {connection.getsockname()[1], connection.getpeername()[1]}
+    except (OSError, IndexError):  # closed meanwhile, not connected, or no TCP
         return False
-    return urlsplit(url).port not in ports
 
 
 def destination_at(store: Store, url: str) -> Destination:
