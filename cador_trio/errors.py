@@ -87,6 +87,11 @@ class CadorError(Exception):
         return fresh
 
 
+def unexpected_error() -> CadorError:
+    """What the world is told of a defect of ours; who raised it writes the details into the log."""
+    return CadorError("unexpected error in the sidecar", hint="its log has the details")
+
+
 class SettingsError(CadorError):
     """The operator must act: the daemon can't start with these settings. One text a finding."""
 

@@ -86,8 +86,7 @@ class Job:
     id. `received_at` is epoch milliseconds. `forwarded` are headers for every call of this job to the algorithm. A job
     `is_patient` unless somebody holds a connection open for it: it waits while the algorithm is unreachable.
     `traceparent` and `tracestate` are the W3C trace context that it is part of. `origin` is topic, partition and offset
-    of the record that it came in. `attempt` counts its deliveries: 1, or more after a
-    process that had begun it died.
+    of the record that it came in. `attempt` counts its deliveries: 1, or more after a process that had begun it died.
     """
 
     job_id: UUID

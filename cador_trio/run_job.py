@@ -29,6 +29,7 @@ from cador_trio.errors import (
     ResultTooLarge,
     SpoolFull,
     StoreTimedOut,
+    unexpected_error,
 )
 from cador_trio.job import (
     RESERVED_NAMES,
@@ -270,7 +271,7 @@ async def _worked(  # noqa: PLR0913, PLR0917 - the whole house, and what this jo
             failure = error.again()  # history is no place for tracebacks and what hangs on them
         except Exception:
             log.exception("a job failed for a reason that nobody thought of")
-            failure = CadorError("unexpected error in the sidecar", hint="its log has the details")
+            failure = unexpected_error()
         await trio.lowlevel.checkpoint_if_cancelled()  # whoever was told that it is cancelled was told the truth
         record.seal()
         return _Work(Failed(failure))
@@ -305,7 +306,7 @@ async def _published(record: JobRecord, work: _Work, publisher: Publisher) -> Ou
             outcome = await publisher.publish(record, work.outcome, work.tags)
     except Exception:
         log.exception("a job's end can't be told for a reason that nobody thought of")
-        outcome = Failed(CadorError("unexpected error in the sidecar", hint="its log has the details"))
+        outcome = Failed(unexpected_error())
     if isinstance(work.outcome, Succeeded) and not isinstance(outcome, Succeeded):
         work.outcome.product.close()
     return outcome

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 from uuid import UUID
 
 import pytest
@@ -30,6 +30,7 @@ from cador_trio.kafka.messages import Record
 from cador_trio.settings import load_settings, unknown_variables
 from tests.peers.kafka.broker import RealKafka
 from tests.peers.kafka_fixtures import Topics
+from tests.peers.output import read_until
 from tests.test_docs import COMMANDS, PAGES, ROOT, blocks, name_of
 
 CAP_SECONDS: Final = 60  # for any one command: this long only if something is wrong
@@ -237,23 +238,13 @@ class Reader:
             text=True,
         ) as process:
             try:
-                _read_until(process.stdout, mark)
+                read_until(process.stdout, mark)
                 yield
                 process.send_signal(signal.SIGTERM)
                 process.communicate(timeout=CAP_SECONDS)
                 assert process.returncode == 0
             finally:
                 process.kill()
-
-
-def _read_until(stream: IO[str] | None, mark: str) -> None:
-    assert stream is not None
-    text = ""
-    for line in stream:
-        text += line
-        if mark in line:
-            return
-    raise AssertionError(f"it ended without {mark!r}: {text}")
 
 
 def free_port() -> int:

@@ -14,7 +14,7 @@ from uuid import UUID
 import structlog
 import trio
 
-from cador_trio.errors import CadorError, ResultTooLarge
+from cador_trio.errors import CadorError, ResultTooLarge, unexpected_error
 from cador_trio.job import (
     Attempt,
     Cancelled,
@@ -178,7 +178,7 @@ class KafkaDelivery:
                     MESSAGES_LEFT_OUT.labels("status").inc()
                     self._is_told = False
                 case Done.BROKEN:
-                    outcome, tags = Failed(_unexpected()), ()
+                    outcome, tags = Failed(unexpected_error()), ()
                 case Refused(role=role, size=size):
                     outcome, tags = _too_large(role, size), ()
 
@@ -239,7 +239,7 @@ class KafkaDelivery:
             if not isinstance(outcome, Succeeded):  # to tell of a failure takes nothing that could fail
                 raise
             log.exception("a job's messages can't be made for a reason that nobody thought of")
-            return Failed(_unexpected())
+            return Failed(unexpected_error())
 
     async def _effects(self, record: JobRecord, outcome: Outcome, tags: Sequence[JsonObject]) -> Effects:
         match outcome:
@@ -406,10 +406,6 @@ def _references(product: Product) -> list[JsonObject]:
 
 def _do_nothing() -> None:
     """Nobody wants to know."""
-
-
-def _unexpected() -> CadorError:
-    return CadorError("unexpected error in the sidecar", hint="its log has the details")
 
 
 def _too_large(role: Role, size: int) -> Failed:

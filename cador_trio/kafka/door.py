@@ -27,6 +27,7 @@ from cador_trio.errors import (
     DeliveredTooOften,
     RequestRefused,
     SpoolFull,
+    unexpected_error,
 )
 from cador_trio.job import EndReason, Job, JobRequest
 from cador_trio.json_text import THREAD_BYTES
@@ -120,7 +121,7 @@ class Errand:
             await self._refuse(error)
         except Exception:
             log.exception("a request failed for a reason that nobody thought of", record=repr(self.record))
-            await self._refuse(CadorError("unexpected error in the sidecar", hint="its log has the details"))
+            await self._refuse(unexpected_error())
         finally:
             self._leave_queue()
             self._delivery.close()

@@ -31,10 +31,10 @@ from prometheus_client.registry import Collector
 
 from cador_trio import __version__
 from cador_trio.errors import CadorError
+from cador_trio.job import Door
 
 Registry: TypeAlias = CollectorRegistry
 
-Door = Literal["http", "kafka"]
 End = Literal["succeeded", "failed", "cancelled", "given_back", "refused"]
 Stage = Literal["queued", "algorithm", "georeference", "store", "publish", "commit"]
 Attempt = Literal["succeeded", "refused", "failed", "broken", "died", "busy", "unreachable", "cancelled", "other"]

@@ -20,13 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import pytest
 
 from tests.peers.clean_root.base import from_debian, from_here, python_version, shells, take_shells_away
 from tests.peers.clean_root.containerfile import Builder, Image, lay_over
 from tests.peers.clean_root.wheels import CACHE, DEMO, locked, wheelhouse
+from tests.peers.output import read_until
 
 ROOT: Final = Path(__file__).parents[2]
 CONTAINERS: Final = ROOT / "containers"
@@ -237,17 +238,6 @@ def started(image: Image, beside: int | None = None, **environment: str) -> Iter
             yield process
         finally:
             process.kill()
-
-
-def read_until(stream: IO[str] | None, mark: str) -> str:
-    """What it writes up to the line with the mark."""
-    assert stream is not None
-    text = ""
-    for line in stream:
-        text += line
-        if mark in line:
-            return text
-    raise AssertionError(f"it ended without {mark!r}: {text}")
 
 
 def process_1(process: subprocess.Popen[str]) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,16 +21,6 @@ from cador_trio.kafka.writer import MessageRefused, OutcomeUnknown, PartitionsGo
 from tests.kafka.doubles import KafkaHouse, ScriptedProducer, kafka_error, open_kafka_house, record
 from tests.kafka.test_writer import Bench, commit_of, effects
 from tests.observe.scraping import Moved
-
-
-@pytest.fixture
-async def house(tmp_path: Path, autojump_clock: MockClock) -> AsyncIterator[KafkaHouse]:
-    """One slot, one partition, nothing committed."""
-    async with open_kafka_house(tmp_path) as opened:
-        opened.assign()
-        await wait_all_tasks_blocked()
-        yield opened
-
 
 # --- Jobs and their messages -------------------------------------------------------------------------------------
 

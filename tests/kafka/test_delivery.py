@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,14 +33,6 @@ from tests.kafka.doubles import TOPIC, KafkaHouse, open_kafka_house, record, val
 GOOD: Final = {"image": "x", "technicalMetadata": {"taskId": "t-1"}, "userMetadata": {"mine": 1}}
 TAGGED: Final = {"image": "x", "technicalMetadata": {"taskId": "t-1", "postProcessing": {"tags": True}}}
 STORED: Final = {"image": "x", "technicalMetadata": {"taskId": "t-1", "outputStorage": {"POSIX": {}}}}
-
-
-@pytest.fixture
-async def house(tmp_path: Path, autojump_clock: MockClock) -> AsyncIterator[KafkaHouse]:
-    async with open_kafka_house(tmp_path) as opened:
-        opened.assign()
-        await wait_all_tasks_blocked()
-        yield opened
 
 
 async def run_one(house: KafkaHouse, value: Any = GOOD, offset: int = 0) -> Effects:

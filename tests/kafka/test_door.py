@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,6 @@ from cador_trio.kafka.ledger import Ledger
 from cador_trio.kafka.messages import CORRELATION_HEADER, KIND_HEADER, TASK_ID_HEADER, Record
 from cador_trio.kafka.writer import MessageRefused
 from tests.kafka.doubles import KafkaHouse, open_kafka_house, record, value_of
-
-
-@pytest.fixture
-async def house(tmp_path: Path, autojump_clock: MockClock) -> AsyncIterator[KafkaHouse]:
-    """One slot, one partition, nothing committed."""
-    async with open_kafka_house(tmp_path) as opened:
-        opened.assign()
-        await wait_all_tasks_blocked()
-        yield opened
 
 
 async def settle() -> None:

@@ -13,7 +13,7 @@ from quart_trio import QuartTrio
 from werkzeug.exceptions import HTTPException
 from werkzeug.exceptions import MethodNotAllowed as WerkzeugMethodNotAllowed
 
-from cador_trio.errors import BodyTooLarge, CadorError, MethodNotAllowed, NotAuthenticated, NotFound
+from cador_trio.errors import BodyTooLarge, CadorError, MethodNotAllowed, NotAuthenticated, NotFound, unexpected_error
 from cador_trio.intake.http.asyncapi import SCHEMAS, asyncapi_routes
 from cador_trio.intake.http.connection import Connection, NoWebSocket, Request
 from cador_trio.intake.http.door import Door
@@ -126,7 +126,7 @@ def _add_error_handlers(app: App) -> None:
     @app.errorhandler(Exception)
     async def unexpected(error: Exception) -> Response:
         log.error("a request failed for a reason that nobody thought of", path=request.path, exc_info=error)
-        return json_response(error_body("unexpected error in the sidecar", "its log has the details"), 500)
+        return error_response(unexpected_error())
 
 
 def _as_ours(error: HTTPException) -> CadorError | None:
