@@ -23,6 +23,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import structlog
@@ -49,11 +50,12 @@ from cador_trio.intake.http.server import (
     serve_http,
     server_tls,
 )
+from cador_trio.intake.http.stand_in import StandIn
 from cador_trio.intake.request import decode_request
 from cador_trio.job import Answer, EndReason, Job, JobRequest, Json, JsonObject, Referential
 from cador_trio.kafka.asyncapi import asyncapi_document, schemas
 from cador_trio.kafka.room import KafkaRoom
-from cador_trio.observe.health import STUCK_SECONDS, Health, Phase
+from cador_trio.observe.health import EVENT_LOOP, STUCK_SECONDS, Health, Phase
 from cador_trio.observe.loop_lag import LoopLag
 from cador_trio.observe.metrics import Sample, registry_of
 from cador_trio.readings import house_readings
@@ -157,12 +159,12 @@ async def serve(
     store = open_store(settings)
     connections, watch = _algorithm_ends(settings)
     listener = _open_listener(settings.host, settings.port, "CADOR_PORT")
-    health = Health(trio.current_time)
+    health = Health(time.monotonic)
     insight = _Insight(health, LoopLag(trio.current_time, HEARTBEAT_SECONDS), watch)
     metrics = registry_of(insight.readings)
     with listener:
         async with (
-            _open_to_operators(settings, create_operators_app(health, insight.guarantee, metrics), ending),
+            _open_to_operators(settings, create_operators_app(health, insight.guarantee, metrics), ending, health),
             _closing(connections, watch),
             open_spool(settings.spool_dir, int(settings.spool_bytes)) as spool,
             trio.open_nursery() as services,
@@ -194,7 +196,7 @@ async def serve(
                     now_ms=_now_ms,
                     metrics=metrics,
                 )
-                http = _HttpService("HTTP door", create_app(door), _endpoint(settings, listener, tls), ending)
+                http = _HttpService("HTTP door", create_app(door), _endpoint(settings, listener, tls), ending, health)
                 await services.start(http.serve)
                 if kafka is not None:
                     jobs.start_soon(kafka.take_on, house, _decode, jobs)
@@ -242,9 +244,12 @@ class _Insight:
 
 
 class _HttpService:
-    """A listener as a service: its early return is a wish to end (hypercorn swallows KeyboardInterrupt)."""
+    """A listener as a service: its early return is a wish to end (hypercorn swallows KeyboardInterrupt).
 
-    def __init__(self, name: str, app: App, endpoint: Endpoint, ending: _Ending) -> None:
+    While the event loop hangs, a thread answers in its place.
+    """
+
+    def __init__(self, name: str, app: App, endpoint: Endpoint, ending: _Ending, health: Health) -> None:
         self.shutdown = trio.Event()
         self.ended = trio.Event()
         self.url = _url(endpoint)
@@ -252,20 +257,25 @@ class _HttpService:
         self._app = app
         self._endpoint = endpoint
         self._ending = ending
+        self._hang = partial(health.silence, EVENT_LOOP)
 
     async def serve(self, *, task_status: trio.TaskStatus[list[str]]) -> None:  # noqa: ASYNC128 - hypercorn does
+        stand_in = StandIn(self._endpoint, self._hang)
         try:
-            await self._ending.supervise(
-                self._name,
-                lambda: serve_http(self._app, self._endpoint, self.shutdown, task_status=task_status),
-            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(stand_in.work, self.shutdown)
+                await self._ending.supervise(
+                    self._name,
+                    lambda: serve_http(self._app, self._endpoint, self.shutdown, task_status=task_status),
+                )
+                nursery.cancel_scope.cancel("the listener is closed")
         finally:
             self.ended.set()
             self._ending.wanted.set()
 
 
 @asynccontextmanager
-async def _open_to_operators(settings: Settings, app: App, ending: _Ending) -> AsyncIterator[None]:
+async def _open_to_operators(settings: Settings, app: App, ending: _Ending, health: Health) -> AsyncIterator[None]:
     """Probes and metrics on a port of their own, if they have one: before anything else, and until all else has ended.
 
     Raises:
@@ -276,7 +286,7 @@ async def _open_to_operators(settings: Settings, app: App, ending: _Ending) -> A
         return
     with _open_listener(settings.host, settings.metrics_port, "CADOR_METRICS_PORT") as listener:
         endpoint = Endpoint(listener, None, bounded_connections(OPERATORS_CONNECTIONS, share=1 / 8))
-        http = _HttpService("probes and metrics", app, endpoint, ending)
+        http = _HttpService("probes and metrics", app, endpoint, ending, health)
         async with trio.open_nursery() as nursery:
             await nursery.start(http.serve)
             log.info("serving probes and metrics", url=http.url)
@@ -343,14 +353,14 @@ async def _heartbeat(health: Health, loop_lag: LoopLag, has_watchdog: bool) -> N
     """The event loop is alive as long as this goes on."""
     try:
         while True:
-            health.beat("the event loop")
+            health.beat(EVENT_LOOP)
             loop_lag.beat()
             if has_watchdog:
                 faulthandler.dump_traceback_later(STUCK_SECONDS)
             await trio.sleep(HEARTBEAT_SECONDS)
     finally:
         faulthandler.cancel_dump_traceback_later()
-        health.retire("the event loop")
+        health.retire(EVENT_LOOP)
 
 
 # --- Introductions -----------------------------------------------------------------------------------------------

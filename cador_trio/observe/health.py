@@ -1,7 +1,7 @@
 """Is the process alive, is it ready: facts gathered by the services, judged when a probe asks.
 
-Pure but for the clock that it is given. A service that must move on its own gives a heartbeat; one that has a word to
-say about readiness gives a check.
+Pure but for the clock that it is given, and asked from any thread. A service that must move on its own gives a
+heartbeat; one that has a word to say about readiness gives a check.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
+EVENT_LOOP: Final = "the event loop"
 STUCK_SECONDS: Final = 15.0  # without a heartbeat: longer than any single step of ours, shorter than a liveness budget
 
 
@@ -44,12 +45,15 @@ class Health:
 
     def stuck(self) -> list[str]:
         """Services without a heartbeat for too long: reasons to be restarted. Empty: alive."""
-        now = self._now()
-        return [
-            f"{service} is stuck: no sign of life for {now - beat:.0f} s"
-            for service, beat in self._beats.items()
-            if now - beat > STUCK_SECONDS
-        ]
+        found = (self.silence(service) for service in list(self._beats))
+        return [reason for reason in found if reason is not None]
+
+    def silence(self, service: str) -> str | None:
+        """That this service has given no heartbeat for too long, in words; None: it has, or owes none."""
+        beat = self._beats.get(service)
+        if beat is None or (silent := self._now() - beat) <= STUCK_SECONDS:
+            return None
+        return f"{service} is stuck: no sign of life for {silent:.0f} s"
 
     def not_ready(self) -> list[str]:
         """Reasons to send work elsewhere. Empty: ready."""

@@ -6,9 +6,11 @@ import signal
 from pathlib import Path
 
 import httpx
+import pytest
 import trio
 
 from cador_trio.observe.health import STUCK_SECONDS, Health
+from tests.daemon.certificates import Authority
 from tests.daemon.process import IMAGE, client_of, running_daemon, wait_answer
 from tests.peers.fake_algorithm import Answer, Hold, open_fake_algorithm
 
@@ -30,7 +32,10 @@ Registry.expire = expire
 HANGING_LOOP = f"""
 import os, signal, time
 from cador_trio import daemon
-daemon.STUCK_SECONDS, daemon.HEARTBEAT_SECONDS = 0.2, 0.05
+from cador_trio.intake.http import stand_in
+from cador_trio.observe import health
+daemon.STUCK_SECONDS = health.STUCK_SECONDS = 0.5
+daemon.HEARTBEAT_SECONDS = stand_in.LOOK_SECONDS = stand_in.SECOND_LOOK_SECONDS = 0.05
 go_on = os.path.join(os.environ["CADOR_SPOOL_DIR"], "go-on")
 
 def a_step_that_hangs(number, frame):
@@ -75,20 +80,32 @@ async def test_a_service_that_fails_ends_the_daemon_after_the_jobs_grace(tmp_pat
     assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"count": 7})]
 
 
-async def test_a_hanging_event_loop_shows_where(tmp_path: Path) -> None:
-    """The watchdog writes every thread's stack while the loop hangs; no probe is answered; then the daemon goes on."""
+@pytest.mark.parametrize("has_tls", [False, True])
+async def test_a_hanging_event_loop_is_told(tmp_path: Path, has_tls: bool) -> None:
+    """Every thread's stack is written, probes hear 503 at both ports, jobs are refused; then the daemon goes on."""
+    authority = Authority.in_folder(tmp_path / "authority")
+    authority.issue()
+    settings = {"CADOR_METRICS_PORT": "0"} | (authority.settings() if has_tls else {})
     async with (
         open_fake_algorithm() as fake,
-        running_daemon(tmp_path, fake.url, command=["-c", HANGING_LOOP]) as daemon,
-        client_of(daemon) as client,
+        running_daemon(tmp_path, fake.url, command=["-c", HANGING_LOOP], **settings) as daemon,
+        client_of(daemon, authority.client_context()) as client,
     ):
+        operators = (await daemon.wait_event("serving probes and metrics"))["url"]
         daemon.process.send_signal(signal.SIGUSR1)
         await daemon.wait_output("a_step_that_hangs")
-        with trio.move_on_after(0.2) as patience:  # of a kubelet, for whom that is a failure
-            await client.get("/livez")
-        assert patience.cancelled_caught
+        for probe in ("/livez", "/readyz", f"{operators}/livez", f"{operators}/readyz"):
+            answer = await client.get(probe)
+            assert answer.status_code == 503
+            (reason,) = answer.json()["reasons"]
+            assert reason.startswith("the event loop is stuck")
+        refusal = await client.post("/api/v1/jobs", json=IMAGE)
+        assert refusal.status_code == 503
+        assert refusal.json()["message"].startswith("the event loop is stuck")
         (daemon.spool / "go-on").touch()
-        assert (await client.get("/livez")).status_code == 200
+        await wait_answer(client, "/livez", 200)
+        assert (await client.post("/api/v1/jobs", json=IMAGE)).status_code == 200
+        assert [request.method for request in fake.requests].count("POST") == 1
         assert await daemon.stop() == 0
 
 

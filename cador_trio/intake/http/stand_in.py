@@ -1,0 +1,137 @@
+"""A thread that answers for an event loop that hangs: 503 to everybody, on the listener's own socket.
+
+A probe is to be told what is wrong, not to run into its timeout, and a job is better refused than left in the backlog.
+Nothing here waits for anything that a hanging loop may hold: it logs nothing, since the loop may hang in a log line
+(`faulthandler` writes the stacks). A loop that hangs in C code without letting go of the interpreter silences this
+thread, too.
+"""
+
+from __future__ import annotations
+
+import selectors
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from typing import Final
+
+import h11
+import trio
+
+from cador_trio.intake.http.negotiation import correlation_id
+from cador_trio.intake.http.probes import PROBES, verdict
+from cador_trio.intake.http.respond import error_body
+from cador_trio.intake.http.server import HEAD_BYTES, Endpoint
+from cador_trio.job import Json
+from cador_trio.json_text import write
+
+LOOK_SECONDS: Final = 5.0  # between two looks at the loop
+SECOND_LOOK_SECONDS: Final = 1.0  # a process that was stopped and goes on is late, and does not hang
+CLIENT_SECONDS: Final = 1.0  # for one client, since the next one waits: less than any probe's patience
+MOVES_SECONDS: Final = 0.2  # between two looks whether the loop moves again
+RETRY_SECONDS: Final = 10  # Retry-After: by then the orchestrator has restarted us
+
+Hang = Callable[[], str | None]  # how the loop hangs, in words; None: it doesn't. From any thread
+
+
+class StandIn:
+    """Stands in at one listener."""
+
+    def __init__(self, endpoint: Endpoint, hang: Hang) -> None:
+        self._listener = endpoint.listener.dup()
+        self._listener.setblocking(False)
+        self._tls = endpoint.tls
+        self._hang = hang
+        self._leaving = threading.Event()
+
+    async def work(self, shutdown: trio.Event) -> None:
+        """Be there until `shutdown` is set, or until cancelled; the port is free then, as far as it is ours."""
+        with self._listener:
+            async with trio.open_nursery() as nursery:
+                # A limiter of its own: this thread takes no place from those that work.
+                nursery.start_soon(partial(trio.to_thread.run_sync, self._watch, limiter=trio.CapacityLimiter(1)))
+                try:
+                    await shutdown.wait()
+                finally:
+                    self._leaving.set()
+
+    def _watch(self) -> None:
+        while not self._leaving.wait(LOOK_SECONDS):
+            if self._hang() is not None and not self._leaving.wait(SECOND_LOOK_SECONDS):
+                self._answer_while_it_hangs()
+
+    def _answer_while_it_hangs(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            while not self._leaving.is_set() and (reason := self._hang()) is not None:
+                if selector.select(MOVES_SECONDS):
+                    self._answer_one(reason)
+
+    def _answer_one(self, reason: str) -> None:
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:  # taken by the loop, gone meanwhile, or no descriptor left
+            self._leaving.wait(MOVES_SECONDS)
+            return
+        with closing(connection), suppress(OSError, h11.RemoteProtocolError):
+            connection.settimeout(CLIENT_SECONDS)
+            with _secured(connection, self._tls) as client:
+                _refuse(client, reason)
+
+
+@contextmanager
+def _secured(connection: socket.socket, tls: ssl.SSLContext | None) -> Iterator[socket.socket]:
+    if tls is None:
+        yield connection
+        return
+    with tls.wrap_socket(connection, server_side=True) as secured:
+        yield secured
+
+
+def _refuse(client: socket.socket, reason: str) -> None:
+    """Answer one request and take in what else the client sends, so that it gets to read the answer.
+
+    Raises:
+        OSError: the client is too slow, or gone.
+        h11.RemoteProtocolError: it does not speak HTTP.
+    """
+    give_up_at = time.monotonic() + CLIENT_SECONDS
+    http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
+    while (event := http.next_event()) is h11.NEED_DATA and time.monotonic() < give_up_at:
+        http.receive_data(client.recv(4096))
+    if not isinstance(event, h11.Request):
+        return
+    client.sendall(_answer(http, event, reason))
+    client.shutdown(socket.SHUT_WR)
+    while client.recv(65536) and time.monotonic() < give_up_at:
+        pass
+
+
+def _answer(http: h11.Connection, request: h11.Request, reason: str) -> bytes:
+    """The bytes of our answer: a probe's verdict, or an Error object."""
+    sent = {name: value.decode("latin-1") for name, value in request.headers}
+    correlation = correlation_id(sent.get(b"x-correlation-id"))
+    path = request.target.decode("latin-1").partition("?")[0].rstrip("/")
+    value: Json = (
+        verdict([reason])
+        if path in PROBES
+        else error_body(reason, "send it again later: the daemon will be restarted", correlation)
+    )
+    body = write(value)
+    head = {
+        "Content-Type": "application/json",
+        "Content-Length": str(len(body)),
+        "X-Correlation-ID": correlation,
+        "X-Content-Type-Options": "nosniff",
+        "Retry-After": str(RETRY_SECONDS),
+        "Connection": "close",
+    }
+    events = [
+        h11.Response(status_code=503, reason=b"Service Unavailable", headers=list(head.items())),
+        *([] if request.method == b"HEAD" else [h11.Data(data=body)]),
+        h11.EndOfMessage(),
+    ]
+    return b"".join(http.send(event) or b"" for event in events)
