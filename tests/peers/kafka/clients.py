@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import repeat
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, cast
 
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
 # Where the library exports them from, it does so too vaguely for a type checker.
 from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionType
+from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 from confluent_kafka.cimpl import NewTopic
 
@@ -32,6 +33,11 @@ CAP_SECONDS: Final = 30.0
 LARGEST_BYTES: Final = 200_000_000
 """Of a record that these clients send and read; what a broker takes is its own affair."""
 
+_NOT_YET: Final = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.LEADER_NOT_AVAILABLE,
+}
 _TURN_SECONDS: Final = 0.1
 _BATCH: Final = 10_000
 
@@ -50,7 +56,7 @@ def is_answering(bootstrap: str, *, seconds: float = 1.0) -> bool:
 
 
 def create_topics(bootstrap: str, topics: Mapping[str, int], configs: Mapping[str, str] | None = None) -> None:
-    """Create topics with so many partitions each, and wait until all of these have a leader.
+    """Create topics with so many partitions each, and wait until all of these have a leader that serves them.
 
     Args:
         bootstrap: where the brokers are.
@@ -59,7 +65,7 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], configs: Mapping[st
 
     Raises:
         KafkaException: one is there already, or the broker refuses another way.
-        TimeoutError: a partition is without a leader for half a minute.
+        TimeoutError: a partition is without such a leader for half a minute.
 
     """
     admin = AdminClient(quiet(bootstrap))
@@ -68,8 +74,8 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], configs: Mapping[st
         made.result()
     give_up_at = time.monotonic() + CAP_SECONDS
     for name in topics:
-        while not _has_leaders(admin, name, topics[name]):
-            _raise_after(give_up_at, f"topic {name} has no leader")
+        while not (_has_leaders(admin, name, topics[name]) and _is_served(admin, name, topics[name])):
+            _raise_after(give_up_at, f"topic {name} has no leader that serves it")
             time.sleep(0.01)
 
 
@@ -353,6 +359,20 @@ def _has_leaders(admin: AdminClient, topic: str, partitions: int) -> bool:
     described = admin.list_topics(topic, timeout=CAP_SECONDS).topics[topic]
     leaders = [partition.leader for partition in described.partitions.values() if partition.error is None]
     return len(leaders) == partitions and all(leader >= 0 for leader in leaders)
+
+
+def _is_served(admin: AdminClient, topic: str, partitions: int) -> bool:
+    """A broker tells of its partitions a moment before it takes them over; until then it says that it does not lead."""
+    newest = cast("Any", OffsetSpec).latest()  # which has no types
+    wanted = {TopicPartition(topic, partition): newest for partition in range(partitions)}
+    try:
+        for told in admin.list_offsets(wanted, request_timeout=CAP_SECONDS).values():
+            told.result()
+    except KafkaException as error:
+        if error.args[0].code() not in _NOT_YET:
+            raise
+        return False
+    return True
 
 
 def _raise_after(give_up_at: float, text: str) -> None:
