@@ -263,7 +263,9 @@ class _HttpService:
         stand_in = StandIn(self._endpoint, self._hang)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(stand_in.work, self.shutdown)
+                nursery.start_soon(
+                    self._ending.supervise, f"stand-in of {self._name}", partial(stand_in.work, self.shutdown)
+                )
                 await self._ending.supervise(
                     self._name,
                     lambda: serve_http(self._app, self._endpoint, self.shutdown, task_status=task_status),

@@ -13,8 +13,10 @@ from hypothesis import settings
 from cador_trio.observe.logs import _redact
 from tests.leaks import take_found, watch_sections
 
-# How long an example takes says more about the machine than about the code.
-settings.register_profile("cador-trio", deadline=None)
+# How long an example takes says more about the machine than about the code. The same examples come every time, so that
+# a change is judged by what it changes; `--hypothesis-profile=new-examples` looks further.
+settings.register_profile("new-examples", deadline=None)
+settings.register_profile("cador-trio", deadline=None, derandomize=True, database=None)
 settings.load_profile("cador-trio")
 
 # What is logged in the process of the tests is redacted as in a daemon.

@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -30,6 +29,7 @@ from cador_trio.kafka.messages import Record
 from cador_trio.settings import load_settings, unknown_variables
 from tests.peers.kafka.broker import RealKafka
 from tests.peers.kafka_fixtures import Topics
+from tests.peers.object_stores.server_process import reserved_ports
 from tests.peers.output import read_until
 from tests.test_docs import COMMANDS, PAGES, ROOT, blocks, name_of
 
@@ -247,13 +247,6 @@ class Reader:
                 process.kill()
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
 def request(folder: Path) -> dict[str, Any]:
     """What a request.json would hold."""
     return {"image": f"file://{folder}/in/scene.tif", "technicalMetadata": {"taskId": "order-41"}}
@@ -262,15 +255,15 @@ def request(folder: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def algorithm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The example algorithm, started as its page says; gives its address."""
-    port = free_port()
     page = "containers/water-bodies/README.md"
-    reader = Reader(EXAMPLE, {"8080": str(port)})
-    with reader.typed(told(page, "python server.py"), f"http://127.0.0.1:{port}"):
-        yield f"127.0.0.1:{port}"
+    with reserved_ports(1) as [port]:
+        reader = Reader(EXAMPLE, {"8080": str(port)})
+        with reader.typed(told(page, "python server.py"), f"http://127.0.0.1:{port}"):
+            yield f"127.0.0.1:{port}"
 
 
 @pytest.fixture
-def reader(algorithm: str, tmp_path: Path) -> Reader:
+def reader(algorithm: str, tmp_path: Path) -> Iterator[Reader]:
     """With /data in the reader's own folder, and a scene in it."""
     for program in ("bash", "curl"):
         if shutil.which(program) is None:
@@ -279,15 +272,15 @@ def reader(algorithm: str, tmp_path: Path) -> Reader:
     (tmp_path / "out").mkdir()
     shutil.copy(SCENE, tmp_path / "in" / "scene.tif")
     (tmp_path / "request.json").write_text(json.dumps(request(tmp_path)), encoding="utf-8")
-    port = free_port()
-    places = {
-        "127.0.0.1:8080": algorithm,
-        "127.0.0.1:9090": f"127.0.0.1:{port}",
-        "/data": str(tmp_path),
-        "/scenes": str(EXAMPLE),
-        "https://images.example": f"file://{tmp_path}/in",
-    }
-    return Reader(tmp_path, places, CADOR_PORT=str(port), CADOR_LOG_LEVEL="info")
+    with reserved_ports(1) as [port]:
+        places = {
+            "127.0.0.1:8080": algorithm,
+            "127.0.0.1:9090": f"127.0.0.1:{port}",
+            "/data": str(tmp_path),
+            "/scenes": str(EXAMPLE),
+            "https://images.example": f"file://{tmp_path}/in",
+        }
+        yield Reader(tmp_path, places, CADOR_PORT=str(port), CADOR_LOG_LEVEL="info")
 
 
 def test_by_http(reader: Reader) -> None:

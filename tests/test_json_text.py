@@ -229,10 +229,10 @@ def frequent_switches() -> Iterator[None]:
 
 
 MANY_FEATURES: Final = {
-    "features": [{"properties": {"name": "x"}, "geometry": {"coordinates": [[[n + 0.5, n]]]}} for n in range(20_000)]
+    "features": [{"properties": {"name": "x"}, "geometry": {"coordinates": [[[n + 0.5, n]]]}} for n in range(60_000)]
 }
 ONE_GEOMETRY: Final = {"coordinates": [[[n + 0.5, n / 7] for n in range(200_000)]]}
-INTEGERS: Final = [[n, n + 1] for n in range(100_000)]
+INTEGERS: Final = [[n, n + 1] for n in range(300_000)]
 
 
 @pytest.mark.parametrize("value", [MANY_FEATURES, ONE_GEOMETRY, INTEGERS], ids=["features", "geometry", "integers"])

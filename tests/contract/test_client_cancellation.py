@@ -180,16 +180,15 @@ async def test_an_algorithm_that_does_one_thing_at_a_time_keeps_its_slot_while_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It answers neither the deletion nor a poll before its work is done: silence is no cancellation."""
-    monkeypatch.setattr("cador_trio.algorithm.watch.ANSWER_SECONDS", 0.05)
     script = Stateful({"count": Reply(body=b"3")}, states=("RUNNING",))
     async with open_fake_algorithm([script], describe=STATEFUL) as fake, open_room(fake.url) as room:
-        genuine = FakeAlgorithm.resource
-        monkeypatch.setattr(FakeAlgorithm, "resource", lambda *_: Hold(Status(503)))
-        await leave_when(room, lambda: fake.wait_for_request(1, "GET", "/status"))
-        await fake.wait_for_request(1, "DELETE")
-        await fake.wait_for_request(2, "GET", "/status")
-        assert room.slots_in_use == 1
-        monkeypatch.setattr(FakeAlgorithm, "resource", genuine)
+        with monkeypatch.context() as silent:
+            silent.setattr("cador_trio.algorithm.watch.ANSWER_SECONDS", 0.1)
+            silent.setattr(FakeAlgorithm, "resource", lambda *_: Hold(Status(503)))
+            await leave_when(room, lambda: fake.wait_for_request(1, "GET", "/status"))
+            await fake.wait_for_request(1, "DELETE")
+            await fake.wait_for_request(2, "GET", "/status")
+            assert room.slots_in_use == 1
         next(iter(fake.jobs.values())).finish()
         while fake.held:
             fake.release()

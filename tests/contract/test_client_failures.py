@@ -227,7 +227,7 @@ async def test_the_deadline_of_a_job_that_is_worked_on_says_so() -> None:
     """504; what the algorithm was told before counts no more."""
     async with (
         open_fake_algorithm([Status(429), Hold(COUNT)]) as fake,
-        open_room(fake.url, job_timeout_seconds=0.3) as room,
+        open_room(fake.url, job_timeout_seconds=1.0) as room,
     ):
         outcome = await room.run(INPUTS)
         assert isinstance(outcome, Failed)

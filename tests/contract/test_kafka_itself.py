@@ -136,7 +136,7 @@ def test_what_does_not_come_is_told(kafka: RealKafka, topics: Topics) -> None:
     kafka.create_topics({topics("any"): 1})
     kafka.produce(topics("any"), [b"the only one"])
     with pytest.raises(TimeoutError, match="the only one"):
-        wait_for_records(kafka.bootstrap, topics("any"), lambda records: len(records) == 2, seconds=1)
+        wait_for_records(kafka.bootstrap, topics("any"), lambda records: len(records) == 2, seconds=3)
 
 
 # --- Transactions --------------------------------------------------------------------------------------------------
@@ -168,7 +168,8 @@ def test_an_open_transaction_hides_what_is_behind_it(kafka: RealKafka, topics: T
     assert kafka.read_topic(topic) == []
     assert values_of(kafka.read_topic(topic, "read_uncommitted")) == [b"open", b"of another"]
     producer.commit_transaction(CAP)
-    assert values_of(kafka.read_topic(topic)) == [b"open", b"of another"]
+    found = wait_for_records(kafka.bootstrap, topic, lambda records: len(records) == 2)
+    assert values_of(found) == [b"open", b"of another"]
 
 
 def test_a_transaction_over_time_is_aborted_by_the_broker(kafka: RealKafka, topics: Topics) -> None:
@@ -197,7 +198,7 @@ def test_a_producer_is_fenced_by_the_next_of_its_name(kafka: RealKafka, topics: 
         zombie.commit_transaction(CAP)
     assert code_of(refused) == KafkaError._FENCED
     assert refused.value.args[0].fatal()
-    assert values_of(kafka.read_topic(topic)) == [b"of the successor"]
+    assert values_of(wait_for_records(kafka.bootstrap, topic, bool)) == [b"of the successor"]
 
 
 # --- Offsets -------------------------------------------------------------------------------------------------------

@@ -234,16 +234,18 @@ def test_a_program_is_there_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 # --- The one that misbehaves -------------------------------------------------------------------------------------
 
 LARGE = bytes(STALL_SHOWS_BYTES)
+HASTY_SECONDS = 0.5  # with one that is silent
+PATIENT_SECONDS = 30.0
 
 
 @contextmanager
-def client_of(server: MisbehavingS3) -> Iterator[Any]:
-    """A client that makes each request once, and waits for no longer than 0.3 s, for its bytes to leave too."""
+def client_of(server: MisbehavingS3, patience: float = PATIENT_SECONDS) -> Iterator[Any]:
+    """A client that makes each request once, and waits no longer than that, for its bytes to leave too."""
     config = Config(
         retries={"total_max_attempts": 1},
         s3={"addressing_style": "path"},
-        connect_timeout=0.3,
-        read_timeout=0.3,
+        connect_timeout=patience,
+        read_timeout=patience,
         proxies={},
     )
     session = boto3.session.Session("any", "secret", region_name="us-east-1")
@@ -251,11 +253,11 @@ def client_of(server: MisbehavingS3) -> Iterator[Any]:
         yield client
 
 
-async def attempt(server: MisbehavingS3, body: bytes = BODY) -> str:
+async def attempt(server: MisbehavingS3, body: bytes = BODY, patience: float = PATIENT_SECONDS) -> str:
     """What a client makes of one PUT: "stored", S3's code or the name of botocore's exception."""
 
     def put_once() -> str:
-        with client_of(server) as client:
+        with client_of(server, patience) as client:
             try:
                 client.put_object(Bucket="b", Key="mask", Body=body)
             except ClientError as error:
@@ -285,8 +287,9 @@ async def attempt(server: MisbehavingS3, body: bytes = BODY) -> str:
 )
 async def test_misbehaviour_leaves_nothing_to_read_and_passes(step: Step, seen: str) -> None:
     """A client meets what the script says, nothing can be read afterwards, and its next try is served."""
+    patience = HASTY_SECONDS if isinstance(step, Stall | HangBeforeAnswer) else PATIENT_SECONDS
     async with open_misbehaving_s3(step) as server:
-        assert await attempt(server, LARGE) == seen
+        assert await attempt(server, LARGE, patience) == seen
         assert server.objects == {}
         assert server.reached == 1
         assert await attempt(server) == "stored"

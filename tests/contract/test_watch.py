@@ -34,9 +34,14 @@ COUNT = Answer({"count": 3})
 
 @pytest.fixture
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Looks follow one another closely, and patience is short."""
+    """Looks follow one another closely."""
     monkeypatch.setattr(watch_module, "CHECK_SECONDS", 0.005)
-    monkeypatch.setattr(watch_module, "ANSWER_SECONDS", 0.05)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Silence is noticed soon."""
+    monkeypatch.setattr(watch_module, "ANSWER_SECONDS", 0.1)
 
 
 # --- Coming and going ------------------------------------------------------------------------------------------------
@@ -95,7 +100,7 @@ async def test_a_document_that_does_not_change_is_compiled_once() -> None:
 # --- No answer, or no good one ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("brisk")
+@pytest.mark.usefixtures("brisk", "hasty")
 async def test_silence_is_no_absence_while_a_job_is_worked_on() -> None:
     """A single-threaded algorithm answers nothing while it works; its other jobs wait, they don't fail."""
     async with open_fake_algorithm([Hold(COUNT)]) as fake, open_room(fake.url) as room, trio.open_nursery() as jobs:
@@ -109,7 +114,7 @@ async def test_silence_is_no_absence_while_a_job_is_worked_on() -> None:
         fake.release()
 
 
-@pytest.mark.usefixtures("brisk")
+@pytest.mark.usefixtures("brisk", "hasty")
 @pytest.mark.parametrize("silence", [Hang(), CloseBeforeAnswer()])
 async def test_silence_without_work_is_absence(silence: Behaviour) -> None:
     """Nothing keeps it busy, and it does not answer: it is as good as gone, until it speaks again."""
@@ -190,12 +195,13 @@ async def test_its_documents_are_passed_on_as_they_are() -> None:
             await documents.version(HEADERS)
 
 
-@pytest.mark.usefixtures("brisk")
-async def test_small_requests_are_answered_within_seconds_or_not_at_all() -> None:
+async def test_small_requests_are_answered_within_seconds_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """An algorithm that hangs holds up no caller, and the connection that it holds is given up."""
     async with open_fake_algorithm(default=Hang()) as fake, open_room(fake.url) as room:
-        with pytest.raises(AlgorithmDied, match="did not answer POST"):
-            await room.watch.ask("POST", f"{fake.url}/jobs", {}, b"{}")
+        with monkeypatch.context() as hasty:
+            hasty.setattr(watch_module, "ANSWER_SECONDS", 0.1)
+            with pytest.raises(AlgorithmDied, match="did not answer POST"):
+                await room.watch.ask("POST", f"{fake.url}/jobs", {}, b"{}")
         assert (await room.watch.ask("GET", f"{fake.url}/health", {})).body == b"OK"
 
 

@@ -95,7 +95,7 @@ async def test_an_algorithm_that_is_down_costs_a_caller_nothing_but_time(tmp_pat
 
 async def test_an_algorithm_that_hangs_meets_the_deadline(tmp_path: Path) -> None:
     """The caller gets 504; the slot stays taken as long as the algorithm may still be at it, no longer."""
-    async with bench(tmp_path, CADOR_JOB_TIMEOUT_SECONDS="0.5") as (fake, daemon, client):
+    async with bench(tmp_path, CADOR_JOB_TIMEOUT_SECONDS="2") as (fake, daemon, client):
         fake.script.append(Hang())
         assert_error(await client.post("/api/v1/jobs", json=IMAGE), 504, "CADOR_JOB_TIMEOUT_SECONDS")
         await fake.drop_connections()
@@ -104,7 +104,7 @@ async def test_an_algorithm_that_hangs_meets_the_deadline(tmp_path: Path) -> Non
 
 async def test_a_job_that_waits_for_its_slot_meets_the_deadline_too(tmp_path: Path) -> None:
     """Acceptance starts the clock, so a job that never got a slot says that it waited."""
-    async with bench(tmp_path, CADOR_JOB_TIMEOUT_SECONDS="0.5") as (fake, daemon, client):
+    async with bench(tmp_path, CADOR_JOB_TIMEOUT_SECONDS="2") as (fake, daemon, client):
         fake.script.append(Hold(Answer({"count": 1})))
         await client.post("/api/v1/jobs", json=IMAGE, headers={"Prefer": "respond-async"})
         await fake.wait_for_request(1, "POST")

@@ -34,7 +34,8 @@ import os, signal, time
 from cador_trio import daemon
 from cador_trio.intake.http import stand_in
 from cador_trio.observe import health
-daemon.STUCK_SECONDS = health.STUCK_SECONDS = 0.5
+daemon.STUCK_SECONDS = health.STUCK_SECONDS = 2.0
+stand_in.CLIENT_SECONDS = 30.0
 daemon.HEARTBEAT_SECONDS = stand_in.LOOK_SECONDS = stand_in.SECOND_LOOK_SECONDS = 0.05
 go_on = os.path.join(os.environ["CADOR_SPOOL_DIR"], "go-on")
 

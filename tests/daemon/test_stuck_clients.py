@@ -16,6 +16,7 @@ from cador_trio.intake.http.server import cut_connections
 from tests.daemon.certificates import Authority
 from tests.daemon.clients import BODY, TINY_BUFFER, connect, head, post, read_all, read_until, stop_reading
 from tests.daemon.process import CAP_SECONDS, IMAGE, Daemon, client_of, running_daemon
+from tests.descriptors import open_descriptors, ports_of
 from tests.peers.fake_algorithm import AnswerImage, Hang, open_fake_algorithm
 
 # More than all buffers between the daemon and a client hold, so that the daemon must wait for its reader.
@@ -145,11 +146,12 @@ def test_only_connections_of_the_own_listener_are_cut(listeners: list[socket.soc
         datagrams.bind(address)
         caller.settimeout(CAP_SECONDS)
         reading, writing = os.pipe()
-        before = own_descriptors()
+        ports = address[1], theirs.getsockname()[1]
+        before = descriptors_at(*ports)
 
         assert cut_connections(address) == 1
 
-        assert own_descriptors() == before
+        assert descriptors_at(*ports) == before
         assert caller.recv(1) == b""
         with pytest.raises(BrokenPipeError):
             cut.send(b"x")
@@ -161,5 +163,6 @@ def test_only_connections_of_the_own_listener_are_cut(listeners: list[socket.soc
         os.close(writing)
 
 
-def own_descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+def descriptors_at(*ports: int) -> int:
+    """How many descriptors there are for sockets with these ports, on either side."""
+    return sum(not ports_of(descriptor, kind).isdisjoint(ports) for descriptor, kind in open_descriptors())

@@ -57,7 +57,7 @@ async def test_no_surprise(asynchronous: bool, settings: dict[str, Any], tmp_pat
         open_fake_algorithm(describe=describe, default=default) as fake,
         # No store but the folder can be reached from here, so none may be named.
         open_daemon(
-            fake, hangs=180, posix_roots=(tmp_path,), storage_endpoints=("nowhere.invalid",), **settings
+            fake, hangs=600, posix_roots=(tmp_path,), storage_endpoints=("nowhere.invalid",), **settings
         ) as client,
     ):
         fake.remembers = False

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from contextlib import suppress
 from pathlib import Path
 
 import httpx
 import pytest
 import trio
 
+from tests.descriptors import open_descriptors
 from tests.intake.running import JOB, check_error, end_one_job, open_daemon, open_get, start_job, wait_end_of
 from tests.peers.fake_algorithm import (
     Answer,
@@ -169,13 +169,7 @@ async def test_no_outputs_are_not_the_same_as_deleted_ones(fake: FakeAlgorithm, 
 
 def spooled_descriptors() -> list[str]:
     """Files of a spool that this process, which the daemon shares, has open, the spool's own lock aside."""
-    found = []
-    for descriptor in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # the folder's own, closed by now
-            path = str(descriptor.readlink())
-            if "cador-trio-spool" in path and not path.endswith("/lock"):
-                found.append(path)
-    return found
+    return [kind for _, kind in open_descriptors() if "cador-trio-spool" in kind and not kind.endswith("/lock")]
 
 
 async def wait_released() -> None:

@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import httpx
@@ -14,8 +15,9 @@ import pytest
 import trio
 
 from cador_trio.intake.http import stand_in
-from cador_trio.intake.http.server import HEAD_BYTES, Endpoint, open_listener
+from cador_trio.intake.http.server import HEAD_BYTES, Certificate, Endpoint, open_listener, server_tls
 from cador_trio.intake.http.stand_in import StandIn
+from tests.daemon.certificates import Authority
 
 CAP_SECONDS: Final = 30.0
 REASON: Final = "the event loop is stuck: no sign of life for 16 s"
@@ -46,7 +48,8 @@ class Loop:
 
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loop is looked at again and again."""
+    """The loop is looked at again and again; clients that ask have all the time they need."""
+    monkeypatch.setattr(stand_in, "CLIENT_SECONDS", CAP_SECONDS)
     for name in ("LOOK_SECONDS", "SECOND_LOOK_SECONDS", "MOVES_SECONDS"):
         monkeypatch.setattr(stand_in, name, 0.01)
 
@@ -130,8 +133,24 @@ async def test_a_client_that_never_asks_keeps_nobody_waiting(data: bytes, monkey
     """It is hung up on, and the next one is answered."""
     monkeypatch.setattr(stand_in, "CLIENT_SECONDS", 0.1)
     async with standing_in(Loop(then=REASON)) as address, await send(address, data) as stream:
-        assert (await ask(address)).status_code == 503
         assert await is_hung_up(stream)
+        monkeypatch.setattr(stand_in, "CLIENT_SECONDS", CAP_SECONDS)
+        assert (await ask(address)).status_code == 503
+
+
+async def test_a_client_that_does_not_shake_hands_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same with TLS; whoever does is answered."""
+    monkeypatch.setattr(stand_in, "CLIENT_SECONDS", 0.1)
+    authority = Authority.in_folder(tmp_path / "authority")
+    authority.issue()
+    tls = server_tls(Certificate(authority.chain, authority.key), None)
+    async with standing_in(Loop(then=REASON), tls) as (host, port), await send((host, port), b"") as stream:
+        assert await is_hung_up(stream)
+        monkeypatch.setattr(stand_in, "CLIENT_SECONDS", CAP_SECONDS)
+        async with httpx.AsyncClient(verify=authority.client_context(), trust_env=False, timeout=CAP_SECONDS) as client:
+            assert (await client.get(f"https://{host}:{port}/livez")).json()["reasons"] == [REASON]
 
 
 async def test_a_large_body_does_not_hide_the_answer() -> None:

@@ -39,10 +39,10 @@ TABLE: Final = {
 STUCK_THREAD: Final = """
 import os, time
 from confluent_kafka import Consumer
-from cador_trio import cli
+from cador_trio import cli, daemon
 from cador_trio.kafka import clients, room
 from cador_trio.observe import health
-health.STUCK_SECONDS, room.WELL_SECONDS = 2.0, 0.2
+health.STUCK_SECONDS, room.WELL_SECONDS, daemon.HEARTBEAT_SECONDS = 3.0, 0.2, 0.2
 stuck = os.path.join(os.environ["CADOR_SPOOL_DIR"], "stuck")
 
 class StuckConsumer(Consumer):

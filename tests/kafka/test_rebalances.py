@@ -19,7 +19,7 @@ from tests.peers.kafka_fixtures import Topics
 PARTITIONS: Final = 4
 # The session of KIP-848 groups is the broker's: properties for it are refused.
 PROTOCOLS: Final = {
-    "classic": {"CADOR_KAFKA_PROPERTIES_CONSUMER": "session.timeout.ms=3000;heartbeat.interval.ms=500"},
+    "classic": {"CADOR_KAFKA_PROPERTIES_CONSUMER": "session.timeout.ms=10000;heartbeat.interval.ms=500"},
     "consumer": {"CADOR_GROUP_PROTOCOL": "consumer"},
 }
 
@@ -91,7 +91,7 @@ async def test_members_come_and_go(street: KafkaStreet, tmp_path: Path, protocol
 async def test_a_job_longer_than_the_poll_interval(street: KafkaStreet, tmp_path: Path) -> None:
     """It does not cost the membership, though its partition is full and nothing can be read: it runs once."""
     await street.create()
-    properties = "session.timeout.ms=3000;heartbeat.interval.ms=500;max.poll.interval.ms=3000"
+    properties = "session.timeout.ms=6000;heartbeat.interval.ms=500;max.poll.interval.ms=6000"
     settings = {"CADOR_KAFKA_PROPERTIES_CONSUMER": properties, "CADOR_REVOKE_GRACE_SECONDS": "1"}
     async with (
         open_held_algorithm() as fake,
@@ -100,7 +100,7 @@ async def test_a_job_longer_than_the_poll_interval(street: KafkaStreet, tmp_path
         names = ["long", *(f"quick-{number}" for number in range(2_000))]
         await street.request(*map(request_of, names))
         await wait_running(fake, "long")
-        await trio.sleep(7)  # the interval, twice: a member that is silent is thrown out
+        await trio.sleep(13)  # the interval, twice: a member that is silent is thrown out
         release_all(fake)
         await street.wait("outputs", 100)
         assert await daemon.stop() == 0

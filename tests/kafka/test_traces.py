@@ -61,6 +61,7 @@ async def test_a_trace_from_header_to_header(street: KafkaStreet, tmp_path: Path
             ) as fake,
             running(tmp_path / "daemon", fake, settings) as daemon,
         ):
+            await daemon.wait_event("the algorithm is reachable")  # else a job that waits for it says so
             await street.request({**IMAGE, "technicalMetadata": wishes}, headers=trace_header(GOOD))
             await street.wait_ends(1)
             await street.request({**IMAGE, "technicalMetadata": {"taskId": "bad"}}, headers=trace_header(BAD))

@@ -24,6 +24,7 @@ from cador_trio.storage.failures import Trouble
 from cador_trio.storage.outgoing import CHUNK_BYTES
 from cador_trio.storage.store import Store
 from cador_trio.storage.wire import Patience
+from tests.descriptors import open_descriptors, ports_of
 from tests.peers.object_stores.memory_s3 import Reply, SeenRequest
 from tests.peers.object_stores.misbehaving import MisbehavingS3
 from tests.peers.object_stores.misbehaviour import (
@@ -46,7 +47,7 @@ from tests.secrets import STORE_SECRET
 from .bodies import MemoryBody, MemoryReader, image
 
 CAP_SECONDS = 30.0  # for any one test: this long only if something is wrong
-HASTY = Patience(connect=2.0, send=0.5, receive=0.5)
+HASTY = Patience(connect=2.0, send=1.0, receive=1.0)  # for servers that are silent
 PATIENT = Patience(connect=60.0, send=60.0, receive=60.0)
 WHOLE = PartSizes()
 PARTS = PartSizes(whole=CHUNK_BYTES, part=CHUNK_BYTES)
@@ -108,10 +109,15 @@ class World:
 
 @asynccontextmanager
 async def open_world(
-    *script: Step, only: Operation | None = "PutObject", patience: Patience = HASTY, sizes: PartSizes = WHOLE
+    *script: Step, only: Operation | None = "PutObject", patience: Patience | None = None, sizes: PartSizes = WHOLE
 ) -> AsyncIterator[World]:
-    """A world that is as it was in the end: no thread works, no connection and no descriptor is open."""
-    before = descriptors()
+    """A world that is as it was in the end: no thread works, no connection and no descriptor is open.
+
+    Unless told otherwise, the store is patient with a server that is not silent: it runs in this very process.
+    """
+    if patience is None:
+        patience = HASTY if any(isinstance(step, Stall | HangBeforeAnswer) for step in script) else PATIENT
+    before = set(open_descriptors())
     with trio.fail_after(CAP_SECONDS):
         async with trio.open_nursery() as server_nursery:
             server = await server_nursery.start(MisbehavingS3(script, None if only is None else [only]).serve)
@@ -639,34 +645,18 @@ class Names(trio.abc.HostnameResolver):
         raise NotImplementedError
 
 
-def descriptors() -> set[str]:
-    """What this process has open, sockets and files alike."""
-    listed = list(Path("/proc/self/fd").iterdir())
-    return {entry.name for entry in listed if entry.is_symlink()}  # without the one that listed them
-
-
-async def wait_closed(before: set[str], url: str) -> None:
+async def wait_closed(before: set[tuple[int, str]], url: str) -> None:
     """Wait until nothing of ours is open that was not before."""
-    left = {"not looked yet"}
+    left = {(-1, "not looked yet")}
     with trio.move_on_after(CAP_SECONDS):  # noqa: ASYNC912 - nothing may be left
-        while left := {one for one in descriptors() - before if is_ours(one, url)}:  # noqa: ASYNC110 - nobody tells
+        while left := {one for one in set(open_descriptors()) - before if is_ours(*one, url)}:  # noqa: ASYNC110 - nobody tells
             await trio.sleep(0.01)
     assert left == set()
 
 
-def is_ours(descriptor: str, url: str) -> bool:
-    """Whether this is a file, or a connection with the server at this URL.
-
-    Kafka's clients of other tests live on, and make and drop connections and pipes whenever they like.
-    """
-    try:
-        target = str(Path("/proc/self/fd", descriptor).readlink())
-        if not target.startswith("socket:"):
-            return target.startswith("/")
-        with socket.fromfd(int(descriptor), socket.AF_INET, socket.SOCK_STREAM) as connection:
-            return urlsplit(url).port in {connection.getsockname()[1], connection.getpeername()[1]}
-    except (OSError, IndexError):  # closed meanwhile, not connected, or no TCP
-        return False
+def is_ours(descriptor: int, kind: str, url: str) -> bool:
+    """Whether this is a file, or a connection with the server at this URL."""
+    return kind.startswith("/") or urlsplit(url).port in ports_of(descriptor, kind)
 
 
 def destination_at(store: Store, url: str) -> Destination:

@@ -25,6 +25,7 @@ from cador_trio.storage.folders import local_driver
 from cador_trio.storage.outgoing import CHUNK_BYTES
 from cador_trio.storage.posix import STALE_PART_SECONDS, in_plain_words
 from cador_trio.storage.store import Store
+from tests.descriptors import open_descriptors
 
 from .bodies import GatedBody, image
 from .conftest import PosixUnderTest
@@ -394,14 +395,14 @@ def test_errors_are_in_plain_words(code: int, words: str) -> None:
 
 
 async def test_nothing_of_a_failure_stays_open(posix: PosixUnderTest) -> None:
-    """Descriptors are where they were after an upload that failed and one that didn't."""
+    """Files and folders of the store, after an upload that failed and one that didn't."""
     await posix.store.prepare(posix.destination())
     (posix.folder / "t-1_taken").mkdir()
-    before = open_descriptors()
+    before = open_below(posix.folder)
     await posix.store.put(posix.destination(), image(b"x"))
     with pytest.raises(StoreFailed):
         await posix.store.put(posix.destination(), image(b"x", "taken"))
-    assert open_descriptors() == before
+    assert open_below(posix.folder) == before
 
 
 # --- What a killed process leaves --------------------------------------------------------------------------------
@@ -455,9 +456,9 @@ async def test_uploads_wait_for_each_other(posix: PosixUnderTest) -> None:
 # --- Helpers -----------------------------------------------------------------------------------------------------
 
 
-def open_descriptors() -> list[str]:
-    """Of files and folders; sockets of other tests' clients come and go."""
-    return sorted(path.name for path in Path("/proc/self/fd").iterdir() if path.exists())
+def open_below(folder: Path) -> list[str]:
+    """Files and folders in there, and itself, that this process has open."""
+    return sorted(kind for _, kind in open_descriptors() if kind.startswith(str(folder)))
 
 
 def make_old(path: Path, seconds: float) -> None:

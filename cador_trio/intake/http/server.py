@@ -255,14 +255,14 @@ hypercorn_run.TCPServer = _Server  # type: ignore[attr-defined]  # a name that i
 async def _cut_stragglers(shutdown: trio.Event, address: Address) -> None:
     """Once the time for last answers is over, shut down every connection of this listener, until cancelled."""
     await shutdown.wait()
-    await trio.sleep(LAST_ANSWERS_SECONDS + CUT_SECONDS)
+    await trio.sleep(LAST_ANSWERS_SECONDS)  # hypercorn's own, too, so the rest counts from its end
     while True:
+        await trio.sleep(CUT_SECONDS)
         try:
             if cut := cut_connections(address):
                 log.warning("connections that did not end were cut", connections=cut)
         except OSError as error:  # no descriptor left to look at the others with
             log.warning("connections that do not end can't be cut yet", reason=error.strerror)
-        await trio.sleep(CUT_SECONDS)
 
 
 def cut_connections(address: Address) -> int:

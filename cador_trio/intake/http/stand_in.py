@@ -13,8 +13,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import closing, suppress
 from functools import partial
 from typing import Final
 
@@ -64,7 +64,7 @@ class StandIn:
                 self._answer_while_it_hangs()
 
     def _answer_while_it_hangs(self) -> None:
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:  # which needs no descriptor; perhaps there is none left
             selector.register(self._listener, selectors.EVENT_READ)
             while not self._leaving.is_set() and (reason := self._hang()) is not None:
                 if selector.select(MOVES_SECONDS):
@@ -76,38 +76,62 @@ class StandIn:
         except OSError:  # taken by the loop, gone meanwhile, or no descriptor left
             self._leaving.wait(MOVES_SECONDS)
             return
-        with closing(connection), suppress(OSError, h11.RemoteProtocolError):
-            connection.settimeout(CLIENT_SECONDS)
-            with _secured(connection, self._tls) as client:
-                _refuse(client, reason)
+        with (
+            suppress(OSError, h11.RemoteProtocolError),
+            closing(connection),
+            closing(_Client(connection, self._tls)) as client,
+        ):
+            _refuse(client, reason)
 
 
-@contextmanager
-def _secured(connection: socket.socket, tls: ssl.SSLContext | None) -> Iterator[socket.socket]:
-    if tls is None:
-        yield connection
-        return
-    with tls.wrap_socket(connection, server_side=True) as secured:
-        yield secured
+class _Client:
+    """Whoever asks, for `CLIENT_SECONDS` at most. Everything raises OSError: TimeoutError when these are over."""
+
+    def __init__(self, connection: socket.socket, tls: ssl.SSLContext | None) -> None:
+        self._give_up_at = time.monotonic() + CLIENT_SECONDS
+        self._socket = connection
+        self._hurry()
+        if tls is not None:
+            self._socket = tls.wrap_socket(connection, server_side=True)
+
+    def receive(self) -> bytes:
+        """What came; nothing at the end."""
+        self._hurry()
+        return self._socket.recv(65536)
+
+    def send_last(self, data: bytes) -> None:
+        """All of it, and then nothing more."""
+        self._hurry()
+        self._socket.sendall(data)
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _hurry(self) -> None:
+        self._socket.settimeout(max(self._give_up_at - time.monotonic(), 0.001))  # 0 would mean: never wait
 
 
-def _refuse(client: socket.socket, reason: str) -> None:
-    """Answer one request and take in what else the client sends, so that it gets to read the answer.
+def _refuse(client: _Client, reason: str) -> None:
+    """Answer one request.
 
     Raises:
         OSError: the client is too slow, or gone.
         h11.RemoteProtocolError: it does not speak HTTP.
     """
-    give_up_at = time.monotonic() + CLIENT_SECONDS
     http = h11.Connection(h11.SERVER, max_incomplete_event_size=HEAD_BYTES)
-    while (event := http.next_event()) is h11.NEED_DATA and time.monotonic() < give_up_at:
-        http.receive_data(client.recv(4096))
-    if not isinstance(event, h11.Request):
-        return
-    client.sendall(_answer(http, event, reason))
-    client.shutdown(socket.SHUT_WR)
-    while client.recv(65536) and time.monotonic() < give_up_at:
-        pass
+    request = _next_event(http, client)
+    if isinstance(request, h11.Request):
+        client.send_last(_answer(http, request, reason))
+        # A client that still sends might find the connection broken before it reads.
+        while isinstance(_next_event(http, client), h11.Data):
+            pass
+
+
+def _next_event(http: h11.Connection, client: _Client) -> object:
+    while (event := http.next_event()) is h11.NEED_DATA:
+        http.receive_data(client.receive())
+    return event
 
 
 def _answer(http: h11.Connection, request: h11.Request, reason: str) -> bytes:

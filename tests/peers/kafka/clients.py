@@ -18,7 +18,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaExcepti
 from confluent_kafka.admin import AdminClient
 
 # Where the library exports them from, it does so too vaguely for a type checker.
-from confluent_kafka.admin._acl import AclBinding, AclOperation, AclPermissionType
+from confluent_kafka.admin._acl import AclBinding, AclBindingFilter, AclOperation, AclPermissionType
 from confluent_kafka.admin._listoffsets import OffsetSpec
 from confluent_kafka.admin._resource import ResourcePatternType, ResourceType
 from confluent_kafka.cimpl import NewTopic
@@ -80,13 +80,16 @@ def create_topics(bootstrap: str, topics: Mapping[str, int], configs: Mapping[st
 
 
 def allow_access(bootstrap: str, user: str, kind: ResourceType, name: str, operation: AclOperation) -> None:
-    """Give a user, from any host, a right to one resource; asked by one who may do that."""
-    binding = AclBinding(
-        kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, AclPermissionType.ALLOW
-    )
+    """Give a user, from any host, a right to one resource, and wait until it holds; asked by one who may do that."""
+    right = (kind, name, ResourcePatternType.LITERAL, f"User:{user}", "*", operation, AclPermissionType.ALLOW)
     admin = AdminClient(quiet(bootstrap))
-    for made in admin.create_acls([binding]).values():
+    for made in admin.create_acls([AclBinding(*right)]).values():
         made.result()
+    give_up_at = time.monotonic() + CAP_SECONDS
+    # The controller has it first. What the broker tells is what it goes by.
+    while not admin.describe_acls(AclBindingFilter(*right)).result():
+        _raise_after(give_up_at, f"{user} has no right to {operation.name} {name} yet")
+        time.sleep(0.01)
 
 
 def produce(  # noqa: PLR0913 - a record has so many parts
@@ -249,14 +252,14 @@ def wait_for_records(  # noqa: PLR0913 - the last two are hardly ever given
 
 
 def committed(bootstrap: str, group: str, topic: str, *, seconds: float = CAP_SECONDS) -> dict[int, Committed]:
-    """What a group has committed, by partition; nothing where it has not. Offsets of an open transaction don't count.
+    """What a group has committed, by partition; nothing where it has not. An open transaction is waited for.
 
     Raises:
         UnknownTopic: there is no such topic.
 
     """
-    # A reader of committed records only would be kept waiting by an open transaction.
-    with _consumer(bootstrap, "read_uncommitted", group) as consumer:
+    # A transaction's end takes a moment to reach the offsets; one who reads what is committed is told to ask again.
+    with _consumer(bootstrap, "read_committed", group) as consumer:
         wanted = [TopicPartition(topic, partition) for partition in _partitions(consumer, topic)]
         found = consumer.committed(wanted, timeout=seconds)
     return {entry.partition: Committed(entry.offset, entry.metadata or "") for entry in found if entry.offset >= 0}

@@ -103,8 +103,11 @@ class SupervisedProcess:
 
     def _thread_states(self) -> list[str]:
         # The state is the first field behind the name, which stands in brackets and may itself hold some.
-        tasks = Path(f"/proc/{self.pid}/task").iterdir()
-        return [(task / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] for task in tasks]
+        states = []
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+                states.append((task / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0])
+        return states
 
     def _signal(self, number: signal.Signals) -> None:
         signal.pidfd_send_signal(self._pidfd, number)

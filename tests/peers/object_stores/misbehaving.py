@@ -211,10 +211,12 @@ class _Connection:
     async def send(self, reply: Reply, *, with_body: bool) -> bool:
         """Whether the connection can take another request after this reply.
 
-        A reply before the end of the request ends the connection, when the client has had the time to read it.
+        A reply before the end of the request ends the connection, and says so, when the client has had the time to read
+        it.
         """
         length = [] if reply.status == 204 else [("Content-Length", str(len(reply.body)))]
-        out = self._encode(h11.Response(status_code=reply.status, headers=[*reply.headers, *length]))
+        end = [] if self._http.their_state is h11.DONE else [("Connection", "close")]
+        out = self._encode(h11.Response(status_code=reply.status, headers=[*reply.headers, *length, *end]))
         if with_body:
             out += self._encode(h11.Data(reply.body))
         await self._stream.send_all(out + self._encode(h11.EndOfMessage()))
