@@ -6,7 +6,7 @@ import select
 import socket
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -134,6 +134,19 @@ async def test_a_client_that_never_asks_keeps_nobody_waiting(data: bytes, monkey
     monkeypatch.setattr(stand_in, "CLIENT_SECONDS", 0.1)
     async with standing_in(Loop(then=REASON)) as address, await send(address, data) as stream:
         assert await is_hung_up(stream)
+        monkeypatch.setattr(stand_in, "CLIENT_SECONDS", CAP_SECONDS)
+        assert (await ask(address)).status_code == 503
+
+
+async def test_a_client_that_never_ends_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is hung up on though it always has something to say."""
+    monkeypatch.setattr(stand_in, "CLIENT_SECONDS", 0.1)
+    async with standing_in(Loop(then=REASON)) as address:
+        stream = await send(address, b"POST /jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        async with stream:
+            with suppress(trio.BrokenResourceError):
+                while True:
+                    await stream.send_all(b"100000\r\n" + bytes(0x100000) + b"\r\n")
         monkeypatch.setattr(stand_in, "CLIENT_SECONDS", CAP_SECONDS)
         assert (await ask(address)).status_code == 503
 

@@ -109,7 +109,10 @@ class _Client:
         self._socket.close()
 
     def _hurry(self) -> None:
-        self._socket.settimeout(max(self._give_up_at - time.monotonic(), 0.001))  # 0 would mean: never wait
+        left = self._give_up_at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
 
 
 def _refuse(client: _Client, reason: str) -> None:
