@@ -20,6 +20,7 @@ from cador_trio.kafka.consumer import PollingThread
 from cador_trio.kafka.dead_letters import error_class_of
 from cador_trio.kafka.effects import Commit, Done, Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Ledger
+from cador_trio.kafka.messages import Coordinates
 from cador_trio.kafka.writer import GaveUp, MessageRefused, MessagesBroken, OutcomeUnknown, PartitionsGone, Writer
 from cador_trio.observe.metrics import DEAD_LETTERS, MESSAGES, MESSAGES_LEFT_OUT
 from cador_trio.observe.stages import stage
@@ -82,12 +83,19 @@ class Claims:
 class Committer:
     """The queue in front of the writer."""
 
-    def __init__(self, polling: PollingThread, claims: Claims, topics: frozenset[Role] = frozenset(Role)) -> None:
-        """`topics` are those that there are, for counting: what has none is not sent."""
+    def __init__(
+        self,
+        polling: PollingThread,
+        claims: Claims,
+        is_visible: Callable[[Coordinates], bool | None],
+        topics: frozenset[Role] = frozenset(Role),
+    ) -> None:
+        """`is_visible`: see there. `topics` are those that there are, for counting: what has none is not sent."""
         self._writer: Writer
         self._topics = topics
         self._polling = polling
         self._claims = claims
+        self._is_visible = is_visible
         self._queue: deque[_Pending] = deque()
         self._wake = trio.Event()
         self._has_ended = False
@@ -224,30 +232,46 @@ class Committer:
             await trio.sleep(RECOVERY_PAUSE_SECONDS)
         except OutcomeUnknown as doubt:
             log.warning("the outcome of a transaction is not known, so it is looked up", reason=str(doubt))
-            await self._recover(batch, commit)
+            await self._recover(batch, commit, doubt.place)
         else:
             self._note(commit)
             self._decide_some(batch, commit.batch, Done.COMMITTED)
 
-    async def _recover(self, batch: list[_Pending], commit: Commit) -> None:
+    async def _recover(self, batch: list[_Pending], commit: Commit, place: Coordinates | None) -> None:
         """A new producer, and then: what does Kafka show as done?"""
         await self._in_thread(self._writer.open)
-        shown = await self._shown(commit)
-        # The commit went through for all of its partitions, or for none.
-        if any(shown.get(number) == (point.offset, point.metadata) for number, point in commit.points.items()):
+        if await self._went_through(commit, place):
             self._note(commit)
             self._decide_some(batch, commit.batch, Done.COMMITTED)
         else:
             self._decide_some(batch, (), Done.DROPPED)
 
+    async def _went_through(self, commit: Commit, place: Coordinates | None) -> bool:
+        """The commit did for all that it holds, or for nothing: one sign is enough."""
+        if shown := await self._shown(commit):
+            return any(shown.get(number) == (point.offset, point.metadata) for number, point in commit.points.items())
+        # Jobs whose partitions have gone are others' now. Those that came from no record have only their messages.
+        if place is None or all(effects.source is not None for effects in commit.batch):
+            return False
+        is_visible = await self._look_up(lambda: partial(self._is_visible, place))
+        if is_visible is None:
+            log.warning("nobody knows whether messages of HTTP jobs were sent, so they are sent (again)", place=place)
+        return bool(is_visible)
+
     async def _shown(self, commit: Commit) -> dict[int, tuple[int | None, str]]:
         """What is committed of the partitions that are still ours."""
-        while True:
+
+        def question() -> Callable[[], dict[int, tuple[int | None, str]]]:
             partitions = [number for number in commit.points if self._is_ours(number, commit)]
-            if not partitions:
-                return {}
+            return partial(self._polling.committed, partitions) if partitions else dict
+
+        return await self._look_up(question)
+
+    async def _look_up(self, question: Callable[[], Callable[[], T]]) -> T:
+        """What the brokers answer, as soon as they do; the question is made anew for each try."""
+        while True:
             try:
-                return await self._in_thread(partial(self._polling.committed, partitions))
+                return await self._in_thread(question())
             except KafkaUnavailable as error:
                 log.info("waiting to know what is committed", reason=error.message)
                 await trio.sleep(RECOVERY_PAUSE_SECONDS)

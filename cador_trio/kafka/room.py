@@ -39,6 +39,7 @@ from cador_trio.kafka.delivery import Desk, RestDelivery
 from cador_trio.kafka.door import KafkaDoor
 from cador_trio.kafka.effects import Role
 from cador_trio.kafka.lag import Lag
+from cador_trio.kafka.lookup import is_visible
 from cador_trio.kafka.properties import (
     LARGEST_MESSAGE,
     Properties,
@@ -90,7 +91,12 @@ class KafkaRoom:
         self._token: trio.lowlevel.TrioToken
         self._doubt = trio.Event()
         self._claims = Claims()
-        self._committer = Committer(self._polling, self._claims, frozenset(self._topics))
+        self._committer = Committer(
+            self._polling,
+            self._claims,
+            partial(is_visible, consumer_properties(settings)),
+            frozenset(self._topics),
+        )
         self._lag = Lag(settings.job_request_topic or "", self._claims, Watermarks(settings).read)
         self._statuses = Statuses(self._status_producer(), self._topics.get(Role.STATUS))
         self._survey: Survey

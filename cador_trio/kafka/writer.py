@@ -11,7 +11,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -72,7 +72,14 @@ class PartitionsGone(Exception):
 
 
 class OutcomeUnknown(Exception):
-    """The producer is of no use any more; the transaction may have been committed or not."""
+    """The producer is of no use any more; the transaction may have been committed or not.
+
+    If it was, a message of it is at `place`. None: no message arrived, so nobody can have asked for the commit.
+    """
+
+    def __init__(self, reason: str, place: Coordinates | None = None) -> None:
+        super().__init__(reason)
+        self.place = place
 
 
 class GaveUp(Exception):
@@ -114,6 +121,12 @@ class _Sent:
     effects: Effects
     tags: dict[int, Coordinates] = field(default_factory=dict)
     output: Coordinates | None = None
+    status: Coordinates | None = None
+
+    def place(self, roles: Collection[Role]) -> Coordinates | None:
+        """Where any message of these roles is, if one has arrived."""
+        places = {Role.STATUS: self.status, Role.OUTPUT: self.output, Role.TAG: next(iter(self.tags.values()), None)}
+        return next((place for role, place in places.items() if role in roles and place is not None), None)
 
     @property
     def whereabouts(self) -> Whereabouts:
@@ -235,6 +248,8 @@ class Post:
                 self._note_failure(sent.effects, role, size, error)
             elif role is Role.OUTPUT:
                 sent.output = _coordinates(message)
+            elif role is Role.STATUS:
+                sent.status = _coordinates(message)
 
         return report
 
@@ -376,9 +391,12 @@ class ExactlyOnce:
             except _Aborted as error:
                 log.warning("a transaction was aborted and is tried again", reason=str(error))
                 self._patience.rest()
-            except OutcomeUnknown:
+            except OutcomeUnknown as doubt:
                 TRANSACTIONS.labels("unknown").inc()
-                raise
+                places = (one.place(self._here) for one in sent)
+                raise OutcomeUnknown(
+                    str(doubt), next((place for place in places if place is not None), None)
+                ) from doubt
             except InstanceFenced:
                 TRANSACTIONS.labels("fenced").inc()
                 raise

@@ -27,7 +27,7 @@ from cador_trio.kafka.delivery import Desk
 from cador_trio.kafka.door import KafkaDoor
 from cador_trio.kafka.effects import Commit, Effects, Role, Source, Whereabouts
 from cador_trio.kafka.ledger import CommitPoint, Ledger
-from cador_trio.kafka.messages import Headers, Message, Record
+from cador_trio.kafka.messages import Coordinates, Headers, Message, Record
 from cador_trio.kafka.statuses import Statuses, Ticket
 from cador_trio.kafka.writer import GaveUp
 from tests.doubles import EPOCH_MS, Halt, Street, open_street
@@ -104,6 +104,18 @@ class InlineCommitter(Committer):
 
     As in a thread, the work goes on when the task is cancelled; the writer's halt is where it takes its time.
     """
+
+    def __init__(self, polling: PollingThread, claims: Claims) -> None:
+        super().__init__(polling, claims, self._look)
+        self.looked_at: list[Coordinates] = []
+        self.sights: deque[bool | Exception | None] = deque()  # what is seen there, one by one
+
+    def _look(self, place: Coordinates) -> bool | None:
+        self.looked_at.append(place)
+        sight = self.sights.popleft()
+        if isinstance(sight, Exception):
+            raise sight
+        return sight
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         writer = self._writer

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from cador_trio.errors import InstanceFenced
+from cador_trio.errors import InstanceFenced, KafkaUnavailable
 from cador_trio.kafka.committer import BEGUN_SECONDS, MAX_BYTES, MAX_JOBS, MAX_TAGS, Claim, Claims
 from cador_trio.kafka.effects import Commit, Done, Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Ledger
+from cador_trio.kafka.messages import Coordinates
 from cador_trio.kafka.writer import MessageRefused, OutcomeUnknown, PartitionsGone
 from tests.kafka.doubles import InlineCommitter, ScriptedWriter, StillPolling, claim_of, effects_of
 
@@ -301,6 +303,46 @@ async def test_an_unknown_outcome_of_what_is_no_longer_ours(desk: Desk, autojump
     desk.writer.script.append(fail)
     assert await desk.committer.commit(effects_of(claim, 0)) is Done.DROPPED
     assert len(desk.writer.tried) == 1
+
+
+PLACE: Final = Coordinates("statuses", 0, 7)
+
+
+@pytest.mark.parametrize("sight", [True, False, None])
+async def test_an_unknown_outcome_of_jobs_from_no_record(
+    desk: Desk, sight: bool | None, autojump_clock: MockClock
+) -> None:
+    """No offset tells, so one of their messages is looked for. Not there, or not to be known: they are sent."""
+    desk.writer.script.append(OutcomeUnknown("who knows", PLACE))
+    desk.committer.sights.extend([KafkaUnavailable("not now"), sight])
+    assert await desk.committer.commit(Effects(None)) is Done.COMMITTED
+    assert desk.committer.looked_at == [PLACE, PLACE]
+    assert len(desk.writer.written) == (0 if sight else 1)
+
+
+async def test_no_message_of_an_unknown_outcome_arrived(desk: Desk, autojump_clock: MockClock) -> None:
+    """Then nobody has asked for the commit, and there is nothing to look for."""
+    desk.writer.script.append(OutcomeUnknown("who knows"))
+    assert await desk.committer.commit(Effects(None)) is Done.COMMITTED
+    assert desk.committer.looked_at == []
+    assert len(desk.writer.written) == 1
+
+
+async def test_an_unknown_outcome_of_both_kinds(held: Desk, autojump_clock: MockClock) -> None:
+    """Offsets are asked first; if their partitions have gone, the message tells for both."""
+    claim = claim_of(held.claims)
+
+    def fail(_: Commit) -> Exception:
+        held.claims.remove(0)
+        return OutcomeUnknown("who knows", PLACE)
+
+    held.writer.script.append(fail)
+    held.committer.sights.append(True)
+    await held.hand_in(effects_of(claim, 0), Effects(None))
+    held.writer.halt.open()
+    await trio.sleep(5)
+    assert held.verdicts == {0: Done.COMMITTED, -1: Done.COMMITTED}
+    assert len(held.writer.tried) == 1
 
 
 # --- The end ------------------------------------------------------------------------------------------------------

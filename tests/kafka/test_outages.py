@@ -1,4 +1,4 @@
-"""A broker that goes away: for longer than the session, before the daemon starts, and while the daemon stops."""
+"""A broker that goes away: longer than the session, before the start, in mid commit, and while the daemon stops."""
 
 from __future__ import annotations
 
@@ -10,12 +10,34 @@ import httpx
 import pytest
 import trio
 
-from tests.daemon.process import Daemon, client_of, wait_answer
+from tests.daemon.process import IMAGE, Daemon, client_of, running_daemon, wait_answer
 from tests.kafka.held import open_held_algorithm, release_all, releasing, request_of, runs, wait_running
-from tests.kafka.street import KafkaStreet, running
+from tests.kafka.street import KafkaStreet, ends, running
+from tests.peers.fake_algorithm import Answer, open_fake_algorithm
 from tests.peers.kafka.broker import RealKafka
 from tests.peers.kafka_fixtures import OwnKafka, Topics
 
+# At its first commit the broker dies: before it has heard of it, or after it has done it.
+LOST_AT_COMMIT: Final = """
+import os
+from confluent_kafka import KafkaError, KafkaException, Producer
+from cador_trio import cli
+from cador_trio.kafka import clients
+
+class LostAtCommit(Producer):
+    is_lost = False
+
+    def commit_transaction(self, timeout):
+        if LostAtCommit.is_lost:
+            return super().commit_transaction(timeout)
+        LostAtCommit.is_lost = True
+        if os.environ["HEARD"] == "yes":
+            super().commit_transaction(timeout)
+        raise KafkaException(KafkaError(KafkaError._FATAL, "lost", True))
+
+clients.Producer = LostAtCommit
+cli.main(["serve"])
+"""
 QUICK_SESSION: Final = "session.timeout.ms=3000;heartbeat.interval.ms=500"
 
 
@@ -137,3 +159,27 @@ async def test_told_to_stop_while_the_broker_has_never_been_there(
     await trio.to_thread.run_sync(broker.stop)
     async with open_held_algorithm() as fake, running(tmp_path, fake, street.settings()) as daemon:
         assert await stop_patiently(daemon) == 0
+
+
+@pytest.mark.parametrize("heard", ["yes", "no"])
+async def test_a_job_by_http_whose_commit_is_in_doubt(
+    kafka: RealKafka, topics: Topics, tmp_path: Path, heard: str
+) -> None:
+    """It has no offset that tells, so its messages are looked for: they come once, whatever the broker has heard."""
+    street = KafkaStreet(kafka, topics)
+    await street.create()
+    settings = street.settings(CADOR_PUBLISH_REST_JOBS="true", HEARD=heard)
+    async with (
+        open_fake_algorithm(default=Answer({"count": 3})) as fake,
+        running_daemon(tmp_path, fake.url, command=["-c", LOST_AT_COMMIT], **settings) as daemon,
+        client_of(daemon) as client,
+    ):
+        await wait_answer(client, "/readyz", 200)
+        assert (await client.post("/api/v1/jobs", json=IMAGE)).status_code == 200
+        assert (await client.post("/api/v1/jobs", json=IMAGE)).status_code == 200
+        await street.wait_ends(2)
+        await daemon.wait_event("the outcome of a transaction is not known, so it is looked up")
+        assert await daemon.stop() == 0
+    assert len(fake.seen("POST")) == 2
+    assert len(await street.read("outputs")) == 2
+    assert len(ends(await street.read("statuses"))) == 2

@@ -48,6 +48,7 @@ class Bench:
     elsewhere: dict[Role, ScriptedProducer] = field(default_factory=dict)
     polling: StillPolling = field(default_factory=StillPolling)
     transaction_seconds: float = 1_000
+    topics: dict[Role, str] = field(default_factory=lambda: dict(TOPICS))
     prepare: Callable[[ScriptedProducer], None] = lambda _: None
 
     def open(self) -> ExactlyOnce:
@@ -55,7 +56,7 @@ class Bench:
         writer = ExactlyOnce(
             producer=self._make,
             elsewhere=cast("dict[Role, Producer]", self.elsewhere),
-            topics=TOPICS,
+            topics=self.topics,
             request_topic="requests",
             polling=self.polling,
             transaction_seconds=self.transaction_seconds,
@@ -343,6 +344,27 @@ def test_fenced_by_another_instance(bench: Bench, call: str, code: int) -> None:
     bench.producer.failures[call].append(kafka_error(code, fatal=True))
     with pytest.raises(InstanceFenced, match="another instance"):
         writer.write(commit_of(effects()))
+
+
+@pytest.mark.parametrize(
+    ("call", "topics", "place"),
+    [
+        ("begin_transaction", TOPICS, None),
+        ("produce", TOPICS, None),
+        ("commit_transaction", TOPICS, Coordinates("statuses", 0, 0)),
+        ("commit_transaction", {Role.OUTPUT: "outputs"}, Coordinates("outputs", 0, 0)),
+    ],
+)
+def test_where_a_message_of_an_unknown_outcome_is(
+    bench: Bench, call: str, topics: dict[Role, str], place: Coordinates | None
+) -> None:
+    """If one has arrived."""
+    bench.topics = topics
+    writer = bench.open()
+    bench.producer.failures[call].append(FATAL)
+    with pytest.raises(OutcomeUnknown) as caught:
+        writer.write(commit_of(effects()))
+    assert caught.value.place == place
 
 
 def test_an_abort_that_fails(bench: Bench) -> None:

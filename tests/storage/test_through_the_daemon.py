@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import subprocess
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +11,8 @@ import httpx
 import pytest
 import trio
 
+from tests.daemon.large import MOST_GROWTH, algorithm_process, done, peak, reset_peak
 from tests.daemon.process import IMAGE, client_of, eventually, running_daemon
-from tests.daemon.test_memory import MOST_GROWTH, done, peak, reset_peak
 from tests.peers.fake_algorithm import Pattern, open_fake_algorithm
 from tests.peers.object_stores.misbehaving import MisbehavingS3
 from tests.peers.object_stores.misbehaviour import Refuse
@@ -39,22 +35,6 @@ def spelled_out(peer: ObjectStore, **changes: Any) -> dict[str, Any]:
     return {**IMAGE, "technicalMetadata": {"outputStorage": {"S3": settings}}}
 
 
-@asynccontextmanager
-async def algorithm_with(mode: str, size: int) -> AsyncIterator[str]:
-    """A fake algorithm as a process of its own: a bare image, or a job with an image."""
-
-    command = [sys.executable, "-m", "tests.peers.fake_algorithm", "--mode", mode, "--size", str(size)]
-    process = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    try:
-        async with process.stdout:
-            yield (await process.stdout.receive_some()).decode().strip()
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
-            await process.wait()
-
-
 @pytest.mark.parametrize(("mode", "result"), [("image", "output"), ("stateful", "mask")])
 async def test_two_gigabytes_reach_a_bucket(versitygw: ObjectStore, tmp_path: Path, mode: str, result: str) -> None:
     """An image of 2 GB, in parts, arrives byte for byte, and resident memory grows by less than 64 MiB at its peak."""
@@ -62,7 +42,11 @@ async def test_two_gigabytes_reach_a_bucket(versitygw: ObjectStore, tmp_path: Pa
         pytest.skip(f"needs {ROOM} free bytes for temporary files")
     peer = versitygw.with_new_bucket()
     expected = Pattern(SIZE).sha256
-    async with algorithm_with(mode, SIZE) as url, running_daemon(tmp_path, url) as daemon, client_of(daemon) as client:
+    async with (
+        algorithm_process(mode, SIZE) as url,
+        running_daemon(tmp_path, url) as daemon,
+        client_of(daemon) as client,
+    ):
         client.timeout = httpx.Timeout(MANY_SECONDS)
         before = reset_peak(daemon)
         reference = (await client.get(await done(client, spelled_out(peer), result))).json()
