@@ -35,6 +35,7 @@ MAX_BYTES: Final = 32 * 1024 * 1024  # the same; a job that has more is alone in
 MAX_TAGS: Final = 20_000  # the same
 BEGUN_SECONDS: Final = 0.2  # how long begun jobs wait for a transaction that takes them along
 RECOVERY_PAUSE_SECONDS: Final = 0.5
+SIGHT_SECONDS: Final = 60.0  # to find out whether a message was committed; a broker may be starting
 
 
 @dataclass(eq=False)
@@ -87,7 +88,7 @@ class Committer:
         self,
         polling: PollingThread,
         claims: Claims,
-        is_visible: Callable[[Coordinates], bool | None],
+        is_visible: Callable[[Coordinates, Callable[[], bool]], bool | None],
         topics: frozenset[Role] = frozenset(Role),
     ) -> None:
         """`is_visible`: see there. `topics` are those that there are, for counting: what has none is not sent."""
@@ -99,6 +100,7 @@ class Committer:
         self._queue: deque[_Pending] = deque()
         self._wake = trio.Event()
         self._has_ended = False
+        self._is_patient = True  # read by threads: what is tried goes on
         self._is_running = False
         self._round_over = trio.Event()
         self._limiter = trio.CapacityLimiter(1)  # a thread of its own: uploads must not keep commits waiting
@@ -148,7 +150,7 @@ class Committer:
         """The daemon stops and no broker helps: everything that waits is dropped."""
         self._end()
         if self._is_running:
-            self._writer.give_up()
+            self._lose_patience()
 
     async def run(self, writer: Writer) -> None:
         """Commit what comes through this writer, until cancelled; what is tried at that moment is given up.
@@ -171,11 +173,15 @@ class Committer:
             self._end()
 
     async def _give_up_when_cancelled(self) -> None:
-        """The thread that writes hears of nothing else."""
+        """Threads hear of nothing else."""
         try:
             await trio.sleep_forever()
         finally:
-            self._writer.give_up()
+            self._lose_patience()
+
+    def _lose_patience(self) -> None:
+        self._is_patient = False
+        self._writer.give_up()
 
     def _end(self) -> None:
         """Nothing is committed any more."""
@@ -248,15 +254,22 @@ class Committer:
 
     async def _went_through(self, commit: Commit, place: Coordinates | None) -> bool:
         """The commit did for all that it holds, or for nothing: one sign is enough."""
-        if shown := await self._shown(commit):
-            return any(shown.get(number) == (point.offset, point.metadata) for number, point in commit.points.items())
+        shown = await self._shown(commit)
+        if any(shown.get(number) == (point.offset, point.metadata) for number, point in commit.points.items()):
+            return True
         # Jobs whose partitions have gone are others' now. Those that came from no record have only their messages.
         if place is None or all(effects.source is not None for effects in commit.batch):
             return False
-        is_visible = await self._look_up(lambda: partial(self._is_visible, place))
+        is_visible = await self._seen(place)
         if is_visible is None:
             log.warning("nobody knows whether messages of HTTP jobs were sent, so they are sent (again)", place=place)
         return bool(is_visible)
+
+    async def _seen(self, place: Coordinates) -> bool | None:
+        """Whether the message there was committed. Jobs from Kafka wait meanwhile, so after a while None: not known."""
+        with trio.move_on_after(SIGHT_SECONDS):
+            return await self._look_up(lambda: partial(self._is_visible, place, lambda: self._is_patient))
+        return None
 
     async def _shown(self, commit: Commit) -> dict[int, tuple[int | None, str]]:
         """What is committed of the partitions that are still ours."""
@@ -268,13 +281,18 @@ class Committer:
         return await self._look_up(question)
 
     async def _look_up(self, question: Callable[[], Callable[[], T]]) -> T:
-        """What the brokers answer, as soon as they do; the question is made anew for each try."""
-        while True:
+        """What the brokers answer, as soon as they do; the question is made anew for each try.
+
+        Raises:
+            GaveUp: they have not, and the daemon stops.
+        """
+        while self._is_patient:
             try:
                 return await self._in_thread(question())
             except KafkaUnavailable as error:
                 log.info("waiting to know what is committed", reason=error.message)
                 await trio.sleep(RECOVERY_PAUSE_SECONDS)
+        raise GaveUp
 
     def _take(self) -> list[_Pending]:
         """What is ready and fits one transaction; at least one, if there is any."""

@@ -74,7 +74,7 @@ class PartitionsGone(Exception):
 class OutcomeUnknown(Exception):
     """The producer is of no use any more; the transaction may have been committed or not.
 
-    If it was, a message of it is at `place`. None: no message arrived, so nobody can have asked for the commit.
+    If it was, a message of it is at `place`. None: it is not known that any has arrived.
     """
 
     def __init__(self, reason: str, place: Coordinates | None = None) -> None:
@@ -257,8 +257,8 @@ class Post:
         def report(error: KafkaError | None, message: KafkaMessage) -> None:
             if error is not None:
                 self._note_failure(sent.effects, Role.TAG, size, error)
-            elif index < MAX_LISTED_TAGS:
-                sent.tags[index] = _coordinates(message)
+            elif index < MAX_LISTED_TAGS and (place := _coordinates(message)) is not None:
+                sent.tags[index] = place
 
         return report
 
@@ -579,5 +579,7 @@ def _made_status(status: Callable[[Whereabouts], Message], sent: _Sent) -> Messa
         raise MessagesBroken(sent.effects) from error
 
 
-def _coordinates(message: KafkaMessage) -> Coordinates:
-    return Coordinates(message.topic() or "", message.partition() or 0, message.offset() or 0)
+def _coordinates(message: KafkaMessage) -> Coordinates | None:
+    """Where it is; None if the broker has not told."""
+    topic, partition, offset = message.topic(), message.partition(), message.offset()
+    return None if topic is None or partition is None or offset is None else Coordinates(topic, partition, offset)

@@ -258,6 +258,11 @@ def test_liveness_is_patient(pod: Document) -> None:
     assert probe["periodSeconds"] * probe["failureThreshold"] > STUCK_SECONDS
 
 
+def test_what_hangs_is_not_waited_for(pod: Document) -> None:
+    """It would use up the whole grace of the pod, since it ends by nothing but SIGKILL."""
+    assert daemon_of(pod)["livenessProbe"]["terminationGracePeriodSeconds"] < pod["terminationGracePeriodSeconds"] / 2
+
+
 def test_algorithm_is_first_up_and_last_down(pod: Document) -> None:
     """It is a native sidecar, whose start the daemon waits for; being busy makes it neither unready nor restarted."""
     algorithm = algorithm_of(pod)

@@ -110,9 +110,9 @@ class InlineCommitter(Committer):
         self.looked_at: list[Coordinates] = []
         self.sights: deque[bool | Exception | None] = deque()  # what is seen there, one by one
 
-    def _look(self, place: Coordinates) -> bool | None:
+    def _look(self, place: Coordinates, _is_wanted: Callable[[], bool]) -> bool | None:
         self.looked_at.append(place)
-        sight = self.sights.popleft()
+        sight = self.sights.popleft() if self.sights else KafkaUnavailable("not now")
         if isinstance(sight, Exception):
             raise sight
         return sight

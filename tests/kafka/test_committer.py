@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cador_trio.errors import InstanceFenced, KafkaUnavailable
-from cador_trio.kafka.committer import BEGUN_SECONDS, MAX_BYTES, MAX_JOBS, MAX_TAGS, Claim, Claims
+from cador_trio.kafka.committer import BEGUN_SECONDS, MAX_BYTES, MAX_JOBS, MAX_TAGS, SIGHT_SECONDS, Claim, Claims
 from cador_trio.kafka.effects import Commit, Done, Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Ledger
 from cador_trio.kafka.messages import Coordinates
@@ -318,6 +318,30 @@ async def test_an_unknown_outcome_of_jobs_from_no_record(
     assert await desk.committer.commit(Effects(None)) is Done.COMMITTED
     assert desk.committer.looked_at == [PLACE, PLACE]
     assert len(desk.writer.written) == (0 if sight else 1)
+
+
+async def test_jobs_from_no_record_hold_up_the_others_for_a_while(desk: Desk, autojump_clock: MockClock) -> None:
+    """If nobody can be asked for long, they are sent: others wait behind them."""
+    desk.writer.script.append(OutcomeUnknown("who knows", PLACE))
+    before = trio.current_time()
+    assert await desk.committer.commit(Effects(None)) is Done.COMMITTED
+    assert SIGHT_SECONDS <= trio.current_time() - before <= SIGHT_SECONDS + 5
+    assert len(desk.writer.written) == 1
+
+
+async def test_giving_up_while_a_message_is_looked_for(held: Desk, autojump_clock: MockClock) -> None:
+    """No job is left without a verdict, from Kafka or not, and nothing is asked any more."""
+    claim = claim_of(held.claims)
+    held.writer.script.append(OutcomeUnknown("who knows", PLACE))
+    await held.hand_in(effects_of(claim, 0), Effects(None))
+    held.writer.halt.open()
+    await trio.sleep(10)
+    looks = len(held.committer.looked_at)
+    assert looks > 1
+    held.committer.give_up()
+    await trio.sleep(10)
+    assert held.verdicts == {0: Done.DROPPED, -1: Done.DROPPED}
+    assert len(held.committer.looked_at) == looks
 
 
 async def test_no_message_of_an_unknown_outcome_arrived(desk: Desk, autojump_clock: MockClock) -> None:

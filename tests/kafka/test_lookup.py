@@ -64,12 +64,15 @@ def test_what_is_not_there(kafka: RealKafka, topics: Topics) -> None:
     """A topic, a partition or an offset that does not exist (any more) tells nothing."""
     kafka.create_topics({topics("any"): 1})
     properties = properties_of(kafka.bootstrap)
-    for place in (
-        Coordinates(topics("none"), 0, 0),
-        Coordinates(topics("any"), 3, 0),
-        Coordinates(topics("any"), 0, 5),
-    ):
+    for place in (Coordinates(topics("none"), 0, 0), Coordinates(topics("any"), 3, 0)):
         assert is_visible(properties, place, seconds=1) is None
+    assert is_visible(properties, Coordinates(topics("any"), 0, 5)) is None
+
+
+def test_nobody_wants_to_know_any_more(kafka: RealKafka) -> None:
+    """It ends at once."""
+    with pytest.raises(KafkaUnavailable):
+        is_visible(properties_of(kafka.bootstrap), Coordinates("none", 0, 0), lambda: False, seconds=3_600)
 
 
 def test_without_the_right_to_read(own_kafka: OwnKafka, topics: Topics) -> None:
@@ -77,10 +80,11 @@ def test_without_the_right_to_read(own_kafka: OwnKafka, topics: Topics) -> None:
     kafka = own_kafka(users={"alice": KAFKA_PASSWORD})
     kafka.create_topics({topics("statuses"): 1})
     kafka.produce(topics("statuses"), [b"x"])
-    kafka.allow("alice", ResourceType.TOPIC, topics("statuses"), AclOperation.WRITE)
     login = "security.protocol=sasl_plaintext;sasl.mechanism=PLAIN;sasl.username=alice"
     properties = properties_of(kafka.sasl_bootstrap, CADOR_KAFKA_PROPERTIES=f"{login};sasl.password={KAFKA_PASSWORD}")
     place = Coordinates(topics("statuses"), 0, 0)
+    assert is_visible(properties, place, seconds=1) is None  # the topic can't even be seen
+    kafka.allow("alice", ResourceType.TOPIC, topics("statuses"), AclOperation.WRITE)
     assert is_visible(properties, place) is None
     kafka.allow("alice", ResourceType.TOPIC, topics("statuses"), AclOperation.READ)
     kafka.allow("alice", ResourceType.GROUP, "group", AclOperation.READ)

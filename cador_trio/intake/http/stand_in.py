@@ -30,9 +30,9 @@ from cador_trio.json_text import write
 
 LOOK_SECONDS: Final = 5.0  # between two looks at the loop
 SECOND_LOOK_SECONDS: Final = 1.0  # a process that was stopped and goes on is late, and does not hang
-CLIENT_SECONDS: Final = 1.0  # for one client, since the next one waits: less than any probe's patience
+CLIENT_SECONDS: Final = 1.0  # for one client, since the next one waits: a probe's patience is seldom less
 MOVES_SECONDS: Final = 0.2  # between two looks whether the loop moves again
-RETRY_SECONDS: Final = 10  # Retry-After: by then the orchestrator has restarted us
+RETRY_SECONDS: Final = 10  # Retry-After: by then orchestrators send to others, or the loop moves again
 
 Hang = Callable[[], str | None]  # how the loop hangs, in words; None: it doesn't. From any thread
 
@@ -103,7 +103,7 @@ class _Client:
         """All of it, and then nothing more."""
         self._hurry()
         self._socket.sendall(data)
-        self._socket.shutdown(socket.SHUT_WR)
+        socket.socket.shutdown(self._socket, socket.SHUT_WR)  # TLS's own would make the rest unreadable
 
     def close(self) -> None:
         self._socket.close()
