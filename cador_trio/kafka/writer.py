@@ -393,10 +393,8 @@ class ExactlyOnce:
                 self._patience.rest()
             except OutcomeUnknown as doubt:
                 TRANSACTIONS.labels("unknown").inc()
-                places = (one.place(self._here) for one in sent)
-                raise OutcomeUnknown(
-                    str(doubt), next((place for place in places if place is not None), None)
-                ) from doubt
+                doubt.place = next((place for one in sent if (place := one.place(self._here)) is not None), None)
+                raise
             except InstanceFenced:
                 TRANSACTIONS.labels("fenced").inc()
                 raise

@@ -12,7 +12,16 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from cador_trio.errors import InstanceFenced, KafkaUnavailable
-from cador_trio.kafka.committer import BEGUN_SECONDS, MAX_BYTES, MAX_JOBS, MAX_TAGS, SIGHT_SECONDS, Claim, Claims
+from cador_trio.kafka.committer import (
+    BEGUN_SECONDS,
+    MAX_BYTES,
+    MAX_JOBS,
+    MAX_TAGS,
+    RECOVERY_PAUSE_SECONDS,
+    SIGHT_SECONDS,
+    Claim,
+    Claims,
+)
 from cador_trio.kafka.effects import Commit, Done, Effects, Refused, Role, Verdict
 from cador_trio.kafka.ledger import Ledger
 from cador_trio.kafka.messages import Coordinates
@@ -335,7 +344,7 @@ async def test_giving_up_while_a_message_is_looked_for(held: Desk, autojump_cloc
     held.writer.script.append(OutcomeUnknown("who knows", PLACE))
     await held.hand_in(effects_of(claim, 0), Effects(None))
     held.writer.halt.open()
-    await trio.sleep(10)
+    await trio.sleep(10 + RECOVERY_PAUSE_SECONDS / 2)  # between two looks
     looks = len(held.committer.looked_at)
     assert looks > 1
     held.committer.give_up()

@@ -13,7 +13,7 @@ from cador_trio.errors import KafkaUnavailable
 from cador_trio.kafka.lookup import is_visible
 from cador_trio.kafka.messages import Coordinates
 from cador_trio.kafka.properties import consumer_properties
-from cador_trio.settings import load_settings
+from tests.kafka.test_cluster import settings_of
 from tests.peers.kafka.broker import RealKafka
 from tests.peers.kafka.clients import quiet
 from tests.peers.kafka_fixtures import OwnKafka, Topics
@@ -24,9 +24,7 @@ CAP_SECONDS: Final = 30.0
 
 def properties_of(bootstrap: str, **variables: str) -> Any:
     """Those of a daemon's consumer."""
-    basics = {"PROCESSING_SERVER": "http://localhost", "KAFKA_BROKERS_REQUEST": bootstrap}
-    group = {"EOPAAS_JOB_REQUEST_TOPIC": "requests", "KAFKA_CONSUMER_GROUP": "group"}
-    return consumer_properties(load_settings({**basics, **group, **variables}))
+    return consumer_properties(settings_of(bootstrap, **variables))
 
 
 def transaction(kafka: RealKafka, topics: Topics, value: bytes) -> tuple[Producer, Coordinates]:
